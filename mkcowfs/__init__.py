@@ -1,0 +1,1 @@
+"""Making new volumes: geometry policy and the `mkcowfs` command."""
