@@ -1,0 +1,36 @@
+"""Sums over bytes: the three that the format uses.
+
+`crc32c` (Castagnoli, reflected, as in iSCSI and ext4) checks blocks and our own records; `qnx_crc` checks the superblock
+record; `long_name_checksum` stands in directory entries.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final
+
+import crc32c as _crc32c
+
+from cowfs.ondisk.records import Buffer
+
+_REVERSED_BITS: Final = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+crc32c = _crc32c.crc32c
+"""crc32c(data) -> int: 32 bits."""
+
+
+def qnx_crc(data: Buffer) -> int:
+    """CRC-32 with polynomial 0x04C11DB7, most significant bit first, start 0, no final xor (Linux: crc32_be(0, ...)).
+
+    zlib's CRC is the same polynomial with the bits of every byte, and of the result, the other way round.
+    """
+    reflected = zlib.crc32(bytes(data).translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int.from_bytes(reflected.to_bytes(4, "little").translate(_REVERSED_BITS), "big")
+
+
+def long_name_checksum(name: bytes) -> int:
+    """The rotating sum of a long name: rotate right by one, add the byte (as unsigned), 32 bits."""
+    total = 0
+    for byte in name:
+        total = (((total >> 1) | ((total & 1) << 31)) + byte) & 0xFFFFFFFF
+    return total

@@ -1,0 +1,115 @@
+"""The declared records in bulk: the same bytes without an object per record, for the paths that see thousands of them.
+
+Everything here is derived from the declarations in `format`; nothing is declared a second time.
+"""
+
+from __future__ import annotations
+
+import array
+import struct
+from typing import Final
+
+from cowfs.ondisk import format as f
+from cowfs.ondisk.geometry import NATIVE_ORDER
+from cowfs.ondisk.records import Buffer, ByteOrder, Record
+
+
+def offset_of(kind: type[Record], name: str) -> int:
+    """Byte offset of the field `name` in records of `kind`."""
+    return next(item.offset for item in kind.LAYOUT if item.name == name)
+
+
+STATUS_OFFSET: Final = offset_of(f.DiskInode, "status")
+
+ENTRY_SIZE: Final = f.DIRECTORY_ENTRY_SIZE
+KEY_OFFSET: Final = offset_of(f.ShortEntry, "length")
+"""A directory entry is an inode number and a key; the key of a short entry is its length byte and padded name."""
+KEY_SIZE: Final = ENTRY_SIZE - KEY_OFFSET
+NAME_OFFSET: Final = offset_of(f.ShortEntry, "name")
+SLOT_OFFSET: Final = offset_of(f.LongEntry, "slot")
+CHECKSUM_OFFSET: Final = offset_of(f.LongEntry, "checksum")
+
+_KEY: Final = struct.Struct(f"<B{f.SHORT_NAME_MAX}s")
+assert offset_of(f.LongEntry, "mark") == KEY_OFFSET
+assert _KEY.size == KEY_SIZE
+
+
+def short_key(name: bytes) -> bytes:
+    """The key of a short entry: what stands behind the inode number. `name` has 1..27 bytes."""
+    return _KEY.pack(len(name), name)
+
+
+DOT_KEY: Final = short_key(b".")
+DOT_DOT_KEY: Final = short_key(b"..")
+
+
+class InodeCodec:
+    """Inodes as plain tuples, in the order of DiskInode's fields with the 16 pointers in place."""
+
+    __slots__ = ("pack", "pack_into", "unpack_from")
+
+    def __init__(self, order: ByteOrder) -> None:
+        layout = f.DiskInode._structs[order]
+        self.pack = layout.pack
+        self.pack_into = layout.pack_into
+        self.unpack_from = layout.unpack_from
+
+
+class EntryCodec:
+    """Directory entries in raw bytes: offsets are bytes from the start of the directory, multiples of 32."""
+
+    __slots__ = ("_long", "_number", "_order", "_short", "_word")
+
+    def __init__(self, order: ByteOrder) -> None:
+        self._order = order
+        self._word = struct.Struct(order + "I")
+        self._number = self._word.unpack_from
+        self._short = f.ShortEntry._structs[order].pack
+        self._long = f.LongEntry._structs[order].pack
+
+    def short(self, number: int, name: bytes) -> bytes:
+        """An entry with a name of 1..27 bytes."""
+        return self._short(number, len(name), name)
+
+    def long(self, number: int, slot: int, checksum: int) -> bytes:
+        """An entry whose name lies in a long-name slot."""
+        return self._long(number, f.LONG_NAME_MARK, slot, checksum)
+
+    def word(self, value: int) -> bytes:
+        """An inode number or a checksum as it stands in an entry."""
+        return self._word.pack(value)
+
+    def number_at(self, raw: Buffer, offset: int) -> int:
+        """The inode number of the entry at `offset`."""
+        value: int = self._number(raw, offset)[0]
+        return value
+
+    def slot_at(self, raw: Buffer, offset: int) -> int:
+        """The long-name slot of the long entry at `offset`."""
+        value: int = self._number(raw, offset + SLOT_OFFSET)[0]
+        return value
+
+    def checksum_at(self, raw: Buffer, offset: int) -> int:
+        """The name's checksum in the long entry at `offset`."""
+        value: int = self._number(raw, offset + CHECKSUM_OFFSET)[0]
+        return value
+
+    def has_gap(self, raw: Buffer) -> bool:
+        """Whether an entry with inode number 0 is among `raw`, whose size is a multiple of 32."""
+        words = array.array("I")
+        words.frombytes(raw)
+        return 0 in words[:: ENTRY_SIZE // words.itemsize]
+
+
+def orphan_numbers(data: Buffer, order: ByteOrder) -> list[int]:
+    """The inode numbers of an orphan list; its size is a multiple of 4."""
+    words = array.array("I")
+    words.frombytes(data)
+    if order != NATIVE_ORDER:
+        words.byteswap()
+    return words.tolist()
+
+
+def orphan_entry(number: int, order: ByteOrder) -> bytes:
+    """One entry of an orphan list."""
+    return number.to_bytes(f.ORPHAN_ENTRY_SIZE, "little" if order == "<" else "big")

@@ -1,0 +1,151 @@
+"""Declaring fixed-size records: a record is a dataclass whose fields name their byte offset and struct code.
+
+A declaration is checked when its class is made: fields are in order, do not overlap, and fill the declared size exactly
+(unused bytes are declared, too, as ``x`` fields, so that every byte has an owner). The byte order is a parameter of
+`unpack` and `pack`, since volumes of both orders exist.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+ByteOrder = Literal["<", ">"]
+"""Little endian or big endian, in the struct module's notation."""
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where one field lies: byte `offset`, struct `code`, number of values `count` (1: a scalar), and what it means.
+
+    With `nested` the field is a record of its own (or `count` of them, as a tuple).
+    """
+
+    name: str
+    offset: int
+    code: str
+    count: int
+    size: int
+    doc: str
+    nested: type[Record] | None = None
+
+
+def at(offset: int, code: str, doc: str, *, default: Any = 0) -> Any:
+    """Declares a scalar or an array field: ``at(0x30, "I", ...)``, ``at(0x18, "4I", ...)``, ``at(0, "8s", ...)``."""
+    meta = {"offset": offset, "code": code, "doc": doc}
+    if code.endswith("s"):
+        default = b"" if default == 0 else default
+    elif code[:-1].isdigit() and default == 0:
+        default = (0,) * int(code[:-1])
+    return field(default=default, metadata=meta)
+
+
+def nested(offset: int, kind: type[Record], doc: str, *, factory: Callable[[], Any] | None = None) -> Any:
+    """Declares a field that is a record of its own; `factory` makes its default."""
+    return field(default_factory=factory or kind, metadata={"offset": offset, "kind": kind, "doc": doc})
+
+
+class Record:
+    """Base of all records. A subclass is a ``@dataclass(slots=True)``, finished by the decorator `record`."""
+
+    SIZE: ClassVar[int]
+    LAYOUT: ClassVar[tuple[Layout, ...]]
+    SPARE: ClassVar[tuple[tuple[int, int], ...]]
+    _structs: ClassVar[dict[str, struct.Struct]]
+    _plain: ClassVar[bool]
+
+    @classmethod
+    def unpack(cls, data: Buffer, offset: int = 0, order: ByteOrder = "<") -> Self:
+        """The record at byte `offset` of `data`. The caller has made sure that `SIZE` bytes are there."""
+        values = cls._structs[order].unpack_from(data, offset)
+        if cls._plain:
+            return cls(*values)
+        arguments: list[Any] = []
+        position = 0
+        for item in cls.LAYOUT:
+            if item.nested is not None:
+                arguments.append(item.nested.unpack(values[position], 0, order))
+                position += 1
+            elif item.count == 1:
+                arguments.append(values[position])
+                position += 1
+            else:
+                arguments.append(values[position : position + item.count])
+                position += item.count
+        return cls(*arguments)
+
+    def pack(self, order: ByteOrder = "<") -> bytes:
+        """The record's `SIZE` bytes. A value that does not fit its field is a bug and raises struct.error."""
+        values: list[Any] = []
+        for item in self.LAYOUT:
+            value = getattr(self, item.name)
+            if item.nested is not None:
+                values.append(value.pack(order))
+            elif item.count == 1:
+                values.append(value)
+            else:
+                values.extend(value)
+        return self._structs[order].pack(*values)
+
+    def to_text(self) -> str:
+        """The record's fields as ``name=value`` words, for dumps and error messages."""
+        return " ".join(f"{item.name}={_text(getattr(self, item.name))}" for item in self.LAYOUT)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Record):
+        return "{" + value.to_text() + "}"
+    if isinstance(value, bytes):
+        return value.rstrip(b"\0").hex() or "-"
+    if isinstance(value, tuple):
+        return "[" + " ".join("~" if v == 0xFFFFFFFF else str(v) for v in value) + "]"
+    return str(value)
+
+
+R = TypeVar("R", bound="Record")
+
+
+def record(size: int, spare: tuple[tuple[int, int], ...] = ()) -> Callable[[type[R]], type[R]]:
+    """Finishes a record class of `size` bytes; `spare` lists the (offset, length) runs that no field owns."""
+
+    def finish(cls: type[R]) -> type[R]:
+        layout = tuple(_layout(item) for item in fields(cls))  # type: ignore[arg-type]
+        code = ""
+        end = 0
+        gaps = dict(spare)
+        for item in layout:
+            if item.offset != end:
+                assert gaps.pop(end, None) == item.offset - end, (
+                    f"{cls.__name__}.{item.name}: undeclared gap at {end:#x}"
+                )
+                code += f"{item.offset - end}x"
+            code += f"{item.size}s" if item.nested else item.code
+            end = item.offset + item.size
+        if end != size:
+            assert gaps.pop(end, None) == size - end, f"{cls.__name__}: {end:#x} bytes declared, {size:#x} wanted"
+            code += f"{size - end}x"
+        assert not gaps, f"{cls.__name__}: spare runs that are not spare: {gaps}"
+        cls.SIZE = size
+        cls.LAYOUT = layout
+        cls.SPARE = spare
+        cls._structs = {order: struct.Struct(order + code) for order in "<>"}
+        cls._plain = all(item.count == 1 and item.nested is None for item in layout)
+        assert all(s.size == size for s in cls._structs.values()), cls.__name__
+        return cls
+
+    return finish
+
+
+def _layout(item: Any) -> Layout:
+    meta = item.metadata
+    if "kind" in meta:
+        kind = meta["kind"]
+        return Layout(item.name, meta["offset"], "", 1, kind.SIZE, meta["doc"], kind)
+    code = meta["code"]
+    size = struct.calcsize("<" + code)
+    count = 1 if code.endswith("s") or not code[:-1] else int(code[:-1])
+    return Layout(item.name, meta["offset"], code, count, size, meta["doc"])

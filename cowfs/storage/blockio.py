@@ -1,0 +1,228 @@
+"""Checked block I/O: the one place where blocks are read and written.
+
+Duty: every block read from the device is compared with its crc32c before anybody sees it; a block that is not on the
+device yet (dirty: of the open generation; sealed: being written by a commit) is served from memory.
+
+Invariants:
+- I1 A block that a durable state names is never written: only `put` and `write_run` make writes, and their callers
+  (transaction, pagedtree) hand in blocks that were allocated in the open generation.
+- I7 Every block read is verified against the checksum tree, a block of the checksum tree against its parent.
+
+Locking: all methods belong to the single core thread; a commit's write-out reads `sealed`, whose buffers nobody changes.
+"""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
+
+from cowfs.errors import Corrupt, DeviceError
+from cowfs.ondisk import format as f
+from cowfs.ondisk.checksums import crc32c
+from cowfs.ondisk.geometry import NATIVE_ORDER, Geometry, pointers_from
+from cowfs.ondisk.records import Buffer
+from cowfs.storage.device import Device
+
+CACHE_BYTES = 24 << 20
+DIRECT_BYTES = 64 << 10  # data runs at least this long go to the device at once
+SPILL_BYTES = 8 << 20  # small dirty data kept in memory before it is written early
+
+Words: TypeAlias = "array.array[int] | memoryview"
+
+
+class Checksums(Protocol):
+    """Where the crc32c of every block stands."""
+
+    def get(self, block: int) -> int:
+        """The recorded crc32c of a block."""
+
+    def get_run(self, block: int, count: int) -> list[int]:
+        """Those of `count` blocks."""
+
+    def set_run(self, block: int, values: list[int]) -> None:
+        """Records those of a run of blocks of the open generation."""
+
+
+class BlockStore:
+    """Blocks of one volume by number. `checksums` is None for a foreign volume: nothing can be verified there."""
+
+    def __init__(self, device: Device, geometry: Geometry, cache_bytes: int = CACHE_BYTES) -> None:
+        self.device = device
+        self.geometry = geometry
+        self.block_size = geometry.block_size
+        self.num_blocks = geometry.num_blocks
+        self.checksums: Checksums | None = None
+        self.on_write_error: Callable[[DeviceError], None] = lambda error: None  # the volume latches itself here
+        self.dirty: dict[int, bytearray] = {}  # metadata of the open generation
+        self.dirty_data: dict[int, Buffer] = {}  # small pieces of file data of the open generation
+        self.sealed: dict[int, Buffer] = {}
+        self._cache: dict[int, Buffer] = {}  # clean metadata, least recently used first
+        self._cache_max = max(64, cache_bytes // geometry.block_size)
+        self._spill_max = max(16, SPILL_BYTES // geometry.block_size)
+        self._native = geometry.order == NATIVE_ORDER
+
+    # --- reading ---
+
+    def read(self, block: int) -> Buffer:
+        """A metadata block, for reading only. Raises Corrupt, DeviceError."""
+        data: Buffer | None = self.dirty.get(block)
+        if data is not None:
+            return data
+        data = self._cache.pop(block, None)
+        if data is None:
+            data = self.in_memory(block)
+            if data is None:
+                data = self.read_run(block, 1)
+        self._cache[block] = data
+        if len(self._cache) > self._cache_max:
+            del self._cache[next(iter(self._cache))]
+        return data
+
+    def in_memory(self, block: int) -> Buffer | None:
+        """The block's contents where they are not on the device yet."""
+        data: Buffer | None = self.dirty.get(block)
+        if data is None:
+            data = self.dirty_data.get(block)
+            if data is None:
+                data = self.sealed.get(block)
+        return data
+
+    def read_run(self, block: int, count: int) -> bytes:
+        """`count` contiguous blocks of file data, verified, not cached here. Raises Corrupt, DeviceError."""
+        if not 0 <= block <= self.num_blocks - count:
+            raise Corrupt(
+                "pointer beyond the end of the volume", block=block, wanted=f"< {self.num_blocks}", found=block
+            )
+        if self.dirty or self.dirty_data or self.sealed:
+            blocks = range(block, block + count)
+            if any(b in self.dirty_data or b in self.sealed or b in self.dirty for b in blocks):
+                return self._read_mixed(blocks)
+        return self._read_device(block, count)
+
+    def _read_mixed(self, blocks: range) -> bytes:
+        pieces: list[Buffer] = []
+        start = blocks.start
+        for block in blocks:
+            data = self.in_memory(block)
+            if data is None:
+                continue
+            if block > start:
+                pieces.append(self._read_device(start, block - start))
+            pieces.append(data)
+            start = block + 1
+        if start < blocks.stop:
+            pieces.append(self._read_device(start, blocks.stop - start))
+        return b"".join(pieces)
+
+    def _read_device(self, block: int, count: int) -> bytes:
+        size = self.block_size
+        data = self.device.read(self.geometry.block_offset(block), count * size)
+        if self.checksums is None:
+            return data
+        if count == 1:
+            found = crc32c(data)
+            wanted = self.checksums.get(block)
+            if found != wanted:
+                raise Corrupt("checksum", block=block, wanted=f"{wanted:#010x}", found=f"{found:#010x}")
+            return data
+        view = memoryview(data)
+        sums = [crc32c(view[at : at + size]) for at in range(0, count * size, size)]
+        expected = self.checksums.get_run(block, count)
+        if sums != expected:
+            bad = next(i for i in range(count) if sums[i] != expected[i])
+            raise Corrupt("checksum", block=block + bad, wanted=f"{expected[bad]:#010x}", found=f"{sums[bad]:#010x}")
+        return data
+
+    def words(self, data: Buffer) -> Words:
+        """A block as 32-bit words in the machine's order, for reading."""
+        if self._native:
+            return memoryview(data).cast("I")
+        return pointers_from(data, self.geometry.order)
+
+    # --- writing: blocks of the open generation only (I1) ---
+
+    def put(self, block: int, data: bytearray) -> None:
+        """Metadata of the open generation; the buffer may go on being changed until the commit seals it."""
+        self._cache.pop(block, None)
+        self.dirty_data.pop(block, None)
+        self.dirty[block] = data
+
+    def put_data(self, block: int, data: Buffer) -> None:
+        """One block of file data of the open generation."""
+        self._cache.pop(block, None)
+        self.dirty.pop(block, None)
+        self.dirty_data[block] = data
+
+    def write_run(self, block: int, data: memoryview) -> None:
+        """File data of the open generation: long runs go to the device now, short ones wait for the commit."""
+        size = self.block_size
+        count = len(data) // size
+        cache, waiting, dirty = self._cache, self.dirty_data, self.dirty
+        if len(data) < DIRECT_BYTES:
+            for i in range(count):
+                cache.pop(block + i, None)
+                dirty.pop(block + i, None)
+                waiting[block + i] = bytes(data[i * size : (i + 1) * size])
+            if len(waiting) > self._spill_max:
+                self.spill()
+            return
+        for b in range(block, block + count):
+            cache.pop(b, None)
+            waiting.pop(b, None)
+            dirty.pop(b, None)
+        assert self.checksums is not None
+        self.checksums.set_run(block, [crc32c(data[at : at + size]) for at in range(0, count * size, size)])
+        self._write_now(block, [data])
+
+    def _write_now(self, block: int, pieces: Sequence[Buffer]) -> None:
+        try:
+            self.device.write(self.geometry.block_offset(block), pieces)
+        except DeviceError as error:
+            self.on_write_error(error)
+            raise
+
+    def spill(self) -> None:
+        """Writes waiting file data to the device before the commit does, to bound memory."""
+        assert self.checksums is not None
+        for start, pieces in contiguous(self.dirty_data):
+            self.checksums.set_run(start, [crc32c(piece) for piece in pieces])
+            self._write_now(start, pieces)
+        self.dirty_data = {}
+
+    def forget(self, block: int) -> None:
+        """The block was freed: whatever memory holds of it is void."""
+        self.dirty.pop(block, None)
+        self.dirty_data.pop(block, None)
+        self._cache.pop(block, None)
+
+    def keep(self, block: int, data: Buffer) -> None:
+        """Puts a clean metadata block into the cache."""
+        self._cache[block] = data
+        if len(self._cache) > self._cache_max:
+            del self._cache[next(iter(self._cache))]
+
+
+def contiguous(blocks: dict[int, Buffer], limit: int = 1024) -> list[tuple[int, list[Buffer]]]:
+    """The blocks as runs of consecutive numbers, at most `limit` each: (first block, contents in order)."""
+    runs: list[tuple[int, list[Buffer]]] = []
+    expected = -1
+    for block in sorted(blocks):
+        if block != expected or len(runs[-1][1]) >= limit:
+            runs.append((block, []))
+        runs[-1][1].append(blocks[block])
+        expected = block + 1
+    return runs
+
+
+def pointer_bytes(pointers: list[int], geometry: Geometry) -> bytes:
+    """Pointers as they stand in a block."""
+    words = array.array("I", pointers)
+    if geometry.order != NATIVE_ORDER:
+        words.byteswap()
+    return words.tobytes()
+
+
+def hole_pointer(zero_blocks: tuple[int, ...], level: int) -> int:
+    """The pointer that stands for a hole whose root is at `level`."""
+    return zero_blocks[level] if level < len(zero_blocks) else f.NO_BLOCK

@@ -1,0 +1,429 @@
+"""Block trees that may be shared: the inode file, the long-name file, and every file, directory and symlink.
+
+16 pointers at the root, uniform depth, data at the lowest level only. Reading needs a Root; writing needs a WritableRoot,
+a token which says that the root's owner (an inode's leaf, the live tree) is writable in the open generation, so that
+writing goes strictly top down (I6) and a forgotten shadow does not type-check.
+
+Invariants:
+- I9 Below the end of a file no pointer is ~0: a hole is Zk (what another driver can read). Top pointers beyond the end are
+  ~0; inside indirect blocks pointers beyond the end are holes of either form.
+- I10 Bytes beyond the end of a file, in its last block, are zeros.
+
+Runs of contiguous blocks are read and written with one device call; a write that covers a whole block never reads it.
+
+Locking: the core thread only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from cowfs.errors import Corrupt, FileTooBig
+from cowfs.ondisk import format as f
+from cowfs.ondisk.records import Buffer
+from cowfs.storage.blockio import BlockStore, Words, hole_pointer, pointer_bytes
+from cowfs.storage.transaction import INLINE_INDIRECT_BLOCKS, Transaction, runs_of
+
+
+@dataclass(slots=True)
+class Root:
+    """The root of a block tree in memory. `size` is bytes, `blocks` the number of data blocks that are not holes."""
+
+    kind: int
+    size: int = 0
+    ptr: list[int] = field(default_factory=lambda: [f.NO_BLOCK] * f.POINTER_COUNT)
+    levels: int = 0
+    blocks: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class WritableRoot:
+    """A root whose owner is writable in the generation and epoch `epoch`."""
+
+    root: Root
+    epoch: int
+
+
+class BlockTrees:
+    """Reading and writing of block trees on one volume. `tx` is None on a volume that is only read."""
+
+    def __init__(self, store: BlockStore, zero_blocks: tuple[int, ...], tx: Transaction | None) -> None:
+        self.store = store
+        self.zero_blocks = zero_blocks
+        self.epoch = 0  # grows at each seal, snapshot and clone
+        self._tx = tx
+        self._block_size = store.block_size
+        self._fanout = store.geometry.fanout
+
+    # --- reading ---
+
+    def read(self, root: Root, offset: int, size: int) -> bytes:
+        """The bytes from `offset` on, at most `size`, less at the end of the file. Raises Corrupt, DeviceError."""
+        size = min(size, root.size - offset)
+        if size <= 0 or offset < 0:
+            return b""
+        block_size = self._block_size
+        first = offset // block_size
+        count = (offset + size - 1) // block_size + 1 - first
+        pieces: list[bytes] = []
+        for pointer, number in self.runs(root, first, count):
+            if pointer == f.NO_BLOCK:
+                pieces.append(bytes(number * block_size))
+            else:
+                pieces.append(self.store.read_run(pointer, number))
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        start = offset - first * block_size
+        if start == 0 and len(data) == size:
+            return data
+        return data[start : start + size]
+
+    def runs(self, root: Root, first: int, count: int) -> Iterator[tuple[int, int]]:
+        """The blocks `first`.. as runs: (first block number, or NO_BLOCK for a hole; how many)."""
+        while count > 0:
+            words, slot, room = self._container(root, first)
+            number = min(count, room)
+            if words is None:
+                yield f.NO_BLOCK, number
+            else:
+                yield from self._split(words, slot, number)
+            first += number
+            count -= number
+
+    def _split(self, words: Words | list[int], slot: int, number: int) -> Iterator[tuple[int, int]]:
+        pointers = words[slot : slot + number].tolist() if not isinstance(words, list) else words[slot : slot + number]
+        first = pointers[0]
+        if number == 1 or (pointers[-1] - first == number - 1 and pointers == list(range(first, first + number))):
+            if not self.is_hole(first):
+                yield first, number
+                return
+            if number == 1:
+                yield f.NO_BLOCK, 1
+                return
+        at = 0
+        while at < number:
+            first = pointers[at]
+            end = at + 1
+            if self.is_hole(first):
+                while end < number and self.is_hole(pointers[end]):
+                    end += 1
+                yield f.NO_BLOCK, end - at
+            else:
+                while end < number and pointers[end] == first + end - at and not self.is_hole(pointers[end]):
+                    end += 1
+                yield first, end - at
+            at = end
+
+    def _container(self, root: Root, index: int) -> tuple[Words | list[int] | None, int, int]:
+        """(pointers that hold leaf `index`, its place there, leaves from it to their end); pointers None in a hole."""
+        if root.levels == 0:
+            return (root.ptr, index, f.POINTER_COUNT - index) if index < f.POINTER_COUNT else (None, 0, 1 << 62)
+        span = self._fanout**root.levels
+        if index >= span * f.POINTER_COUNT:
+            return None, 0, 1 << 62
+        words: Words | list[int] = root.ptr
+        for _ in range(root.levels):
+            slot, index = divmod(index, span)
+            pointer = words[slot]
+            if self.is_hole(pointer):
+                return None, 0, span - index
+            words = self.store.words(self.store.read(pointer))
+            span //= self._fanout
+        return words, index, self._fanout - index
+
+    def pointer(self, root: Root, index: int) -> int:
+        """The block of leaf `index`, NO_BLOCK for a hole."""
+        words, slot, _ = self._container(root, index)
+        if words is None or self.is_hole(words[slot]):
+            return f.NO_BLOCK
+        return words[slot]
+
+    def leaf(self, root: Root, index: int) -> Buffer:
+        """Leaf `index` of a metadata tree, for reading only; zeros for a hole. Valid until the next change."""
+        pointer = self.pointer(root, index)
+        return bytes(self._block_size) if pointer == f.NO_BLOCK else self.store.read(pointer)
+
+    def is_hole(self, pointer: int) -> bool:
+        """Whether a pointer names no block of its own."""
+        return pointer == f.NO_BLOCK or pointer in self.zero_blocks
+
+    # --- writing ---
+
+    def token(self, root: Root) -> WritableRoot:
+        """Says that the owner of `root` is writable now. Only the layer that has made it so calls this."""
+        return WritableRoot(root, self.epoch)
+
+    def _open(self, writable: WritableRoot) -> tuple[Root, Transaction]:
+        assert writable.epoch == self.epoch, "a token of an earlier generation"
+        assert self._tx is not None, "the volume is not open for writing"
+        return writable.root, self._tx
+
+    def writable_leaf(self, writable: WritableRoot, index: int) -> bytearray:
+        """The buffer of metadata leaf `index`, to be changed in place until the next commit, snapshot or clone."""
+        root, tx = self._open(writable)
+        self._reach(root, tx, index + 1)
+        return self._descend(root, tx, index, 0)
+
+    def _descend(self, root: Root, tx: Transaction, index: int, stop: int) -> bytearray:
+        """Shadows the path to leaf `index` down to level `stop`; the buffer there."""
+        level = root.levels
+        span = self._fanout**level
+        slot, index = divmod(index, span)
+        old = root.ptr[slot]
+        new, buffer = tx.shadow(old, root.kind, level)
+        if new != old:
+            root.ptr[slot] = new
+            if level == 0 and tx.is_hole(old):
+                root.blocks += 1
+        while level > stop:
+            level -= 1
+            span //= self._fanout
+            slot, index = divmod(index, span)
+            at = slot * f.POINTER_SIZE
+            old = self.store.words(buffer)[slot]
+            new, child = tx.shadow(old, root.kind, level)
+            if new != old:
+                buffer[at : at + f.POINTER_SIZE] = pointer_bytes([new], self.store.geometry)
+                if level == 0 and tx.is_hole(old):
+                    root.blocks += 1
+            buffer = child
+        return buffer
+
+    def _reach(self, root: Root, tx: Transaction, blocks: int) -> None:
+        """Adds levels until the tree can hold `blocks` leaves, and names holes up to there at the top (I9)."""
+        while blocks > f.POINTER_COUNT * self._fanout**root.levels:
+            if root.levels >= f.LEVEL_MAX:
+                raise FileTooBig
+            if all(self.is_hole(p) for p in root.ptr):
+                root.ptr[0] = hole_pointer(self.zero_blocks, root.levels + 1)
+            else:
+                tops = [hole_pointer(self.zero_blocks, root.levels) if p == f.NO_BLOCK else p for p in root.ptr]
+                new, buffer = tx.shadow(f.NO_BLOCK, root.kind, root.levels + 1)
+                buffer[: len(tops) * f.POINTER_SIZE] = pointer_bytes(tops, self.store.geometry)
+                root.ptr[0] = new
+            root.ptr[1:] = [f.NO_BLOCK] * (f.POINTER_COUNT - 1)
+            root.levels += 1
+        for slot in range(-(-blocks // self._fanout**root.levels)):
+            if root.ptr[slot] == f.NO_BLOCK:
+                root.ptr[slot] = hole_pointer(self.zero_blocks, root.levels)
+
+    def write(self, writable: WritableRoot, offset: int, data: Buffer) -> None:
+        """Stores file data at any offset; the file grows where it ends beyond. Raises FileTooBig and device errors."""
+        root, tx = self._open(writable)
+        view = memoryview(data).cast("B")
+        end = offset + len(view)
+        block_size = self._block_size
+        if end > self.store.geometry.file_size_max:
+            raise FileTooBig
+        if not view:
+            return
+        self._reach(root, tx, -(-max(end, root.size) // block_size))
+        root.size = max(root.size, end)
+        index, start = divmod(offset, block_size)
+        if start or len(view) < block_size:
+            take = min(block_size - start, len(view))
+            self._patch(root, tx, index, start, view[:take])
+            view = view[take:]
+            index += 1
+        whole = len(view) // block_size
+        if whole:
+            self._write_whole(root, tx, index, view[: whole * block_size])
+            view = view[whole * block_size :]
+            index += whole
+        if view:
+            self._patch(root, tx, index, 0, view)
+
+    def _patch(self, root: Root, tx: Transaction, index: int, start: int, piece: memoryview) -> None:
+        """Changes part of one block of file data."""
+        pointers, slot = self._pointers_for_write(root, tx, index)
+        old = pointers[slot]
+        content = bytearray(self._block_size) if tx.is_hole(old) else bytearray(self.store.read_run(old, 1))
+        content[start : start + len(piece)] = piece
+        if not tx.is_hole(old) and tx.writable_in_place(old):
+            self.store.put_data(old, content)
+            tx.changes += 1
+            return
+        self._place(root, tx, index, [old], memoryview(content))
+
+    def _write_whole(self, root: Root, tx: Transaction, index: int, view: memoryview) -> None:
+        block_size = self._block_size
+        while view:
+            pointers, slot = self._pointers_for_write(root, tx, index)
+            count = min(len(view) // block_size, len(pointers) - slot)
+            olds = list(pointers[slot : slot + count])
+            part = view[: count * block_size]
+            if tx.spacemap.born_count:
+                self._write_mixed(root, tx, index, olds, part)
+            else:
+                self._place(root, tx, index, olds, part)
+            view = view[count * block_size :]
+            index += count
+
+    def _write_mixed(self, root: Root, tx: Transaction, index: int, olds: list[int], view: memoryview) -> None:
+        """Whole blocks, of which those born in this generation are written where they lie."""
+        block_size = self._block_size
+        at = 0
+        while at < len(olds):
+            in_place = not tx.is_hole(olds[at]) and tx.writable_in_place(olds[at])
+            end = at + 1
+            while end < len(olds) and in_place == (not tx.is_hole(olds[end]) and tx.writable_in_place(olds[end])):
+                end += 1
+            part = view[at * block_size : end * block_size]
+            if in_place:
+                done = 0
+                for start, count in runs_of(olds[at:end]):
+                    self.store.write_run(start, part[done * block_size : (done + count) * block_size])
+                    done += count
+                tx.changes += 1
+            else:
+                self._place(root, tx, index + at, olds[at:end], part)
+            at = end
+
+    def _place(self, root: Root, tx: Transaction, index: int, olds: list[int], view: memoryview) -> None:
+        """Writes whole blocks to new places, all of one container, and lets go of the old ones."""
+        block_size = self._block_size
+        pointers, slot = self._pointers_for_write(root, tx, index)
+        before = pointers[slot - 1] if slot else f.NO_BLOCK
+        near = olds[0] if slot == 0 or tx.is_hole(before) else before
+        runs = tx.allocate_data(len(olds), None if tx.is_hole(near) else near)
+        news: list[int] = []
+        for start, count in runs:
+            done = len(news) * block_size
+            self.store.write_run(start, view[done : done + count * block_size])
+            news.extend(range(start, start + count))
+        self._store_pointers(root, tx, index, news)
+        real = [p for p in olds if not tx.is_hole(p)]
+        root.blocks += len(olds) - len(real)
+        for start, count in runs_of(real):
+            tx.drop_data(start, count)
+
+    def _pointers_for_write(self, root: Root, tx: Transaction, index: int) -> tuple[Words | list[int], int]:
+        """The pointers that hold leaf `index`, every block above them shadowed, and its place there; read only."""
+        if root.levels == 0:
+            return root.ptr, index
+        buffer = self._descend(root, tx, index, 1)
+        return self.store.words(buffer), index % self._fanout
+
+    def _store_pointers(self, root: Root, tx: Transaction, index: int, news: list[int]) -> None:
+        if root.levels == 0:
+            root.ptr[index : index + len(news)] = news
+            return
+        buffer = self._descend(root, tx, index, 1)
+        at = index % self._fanout * f.POINTER_SIZE
+        buffer[at : at + len(news) * f.POINTER_SIZE] = pointer_bytes(news, self.store.geometry)
+
+    # --- truncating ---
+
+    def resize(self, writable: WritableRoot, size: int) -> None:
+        """Sets the size: what lies beyond is let go (large parts through the reclaim queue), what is new is a hole."""
+        root, tx = self._open(writable)
+        if size > self.store.geometry.file_size_max:
+            raise FileTooBig
+        tx.changes += 1
+        if size >= root.size:
+            self._reach(root, tx, -(-size // self._block_size))
+            root.size = size
+            return
+        keep = -(-size // self._block_size)
+        if keep < -(-root.size // self._block_size):
+            self._cut(root, tx, keep)
+        root.size = size
+        tail = size % self._block_size
+        if tail and self.pointer(root, keep - 1) != f.NO_BLOCK:
+            self._patch(root, tx, keep - 1, tail, memoryview(bytes(self._block_size - tail)))
+
+    def drop_all(self, writable: WritableRoot) -> None:
+        """Lets go of everything: size 0."""
+        self.resize(writable, 0)
+
+    def punch(self, writable: WritableRoot, index: int) -> None:
+        """Makes leaf `index` a hole and lets go of its block."""
+        root, tx = self._open(writable)
+        old = self.pointer(root, index)
+        if old != f.NO_BLOCK:
+            pointers, slot = self._pointers_for_write(root, tx, index)
+            old = pointers[slot]
+            self._store_pointers(root, tx, index, [hole_pointer(self.zero_blocks, 0)])
+            root.blocks -= 1
+            tx.drop(old, root.kind, 0)
+
+    def _cut(self, root: Root, tx: Transaction, keep: int) -> None:
+        """Lets go of all leaves from `keep` on."""
+        old_blocks = -(-root.size // self._block_size)
+        dense = root.blocks == old_blocks
+        span = self._fanout**root.levels
+        whole, rest = divmod(keep, span)
+        gone = root.ptr[whole + 1 :] if rest else root.ptr[whole:]
+        removed = 0 if dense or keep == 0 else sum(self._count(p, root.levels) for p in gone)
+        if rest and root.levels and not tx.is_hole(root.ptr[whole]):
+            new, buffer = tx.shadow(root.ptr[whole], root.kind, root.levels)
+            root.ptr[whole] = new
+            removed += self._cut_below(root, tx, buffer, root.levels, rest, dense)
+        budget = INLINE_INDIRECT_BLOCKS
+        if root.levels == 0:
+            for start, count in runs_of([p for p in gone if not tx.is_hole(p)]):
+                tx.drop_data(start, count)
+        else:
+            for pointer in gone:
+                budget = self._let_go(root, tx, pointer, root.levels, budget)
+        first_gone = whole + 1 if rest else whole
+        root.ptr[first_gone:] = [f.NO_BLOCK] * (f.POINTER_COUNT - first_gone)
+        if keep == 0:
+            root.levels = 0
+        root.blocks = keep if dense else 0 if keep == 0 else root.blocks - removed
+
+    def _cut_below(self, root: Root, tx: Transaction, buffer: bytearray, level: int, keep: int, dense: bool) -> int:
+        """Cuts inside a shadowed block of `level` whose first `keep` leaves stay; returns how many blocks went."""
+        span = self._fanout ** (level - 1)
+        whole, rest = divmod(keep, span)
+        removed = 0
+        first_gone = whole
+        if rest:
+            first_gone = whole + 1
+            old = self.store.words(buffer)[whole]
+            if not tx.is_hole(old):
+                new, child = tx.shadow(old, root.kind, level - 1)
+                at = whole * f.POINTER_SIZE
+                buffer[at : at + f.POINTER_SIZE] = pointer_bytes([new], self.store.geometry)
+                removed += self._cut_below(root, tx, child, level - 1, rest, dense)
+        gone = [p for p in self.store.words(buffer)[first_gone:].tolist() if not tx.is_hole(p)]
+        holes = pointer_bytes([hole_pointer(self.zero_blocks, level - 1)], self.store.geometry)
+        buffer[first_gone * f.POINTER_SIZE :] = holes * (self._fanout - first_gone)
+        if not dense:
+            removed += sum(self._count(p, level - 1) for p in gone)
+        if level == 1:
+            for start, count in runs_of(gone):
+                tx.drop_data(start, count)
+        else:
+            budget = INLINE_INDIRECT_BLOCKS
+            for pointer in gone:
+                budget = self._let_go(root, tx, pointer, level - 1, budget)
+        return removed
+
+    def _let_go(self, root: Root, tx: Transaction, pointer: int, level: int, budget: int) -> int:
+        if level == 1 and budget > 0 and not tx.is_hole(pointer):
+            tx.drop_now(pointer, root.kind, level)
+            return budget - 1
+        tx.drop(pointer, root.kind, level)
+        return budget
+
+    def _count(self, pointer: int, level: int) -> int:
+        """Data blocks below a pointer."""
+        if self.is_hole(pointer):
+            return 0
+        if level == 0:
+            return 1
+        words = self.store.words(self.store.read(pointer))
+        if level == 1:
+            return sum(1 for p in words if not self.is_hole(p))
+        return sum(self._count(p, level - 1) for p in words)
+
+
+def check_root(root: Root, block_size: int, fanout: int, what: str) -> None:
+    """Raises Corrupt for a root whose levels or size cannot be."""
+    if root.levels > f.LEVEL_MAX:
+        raise Corrupt(f"{what}: levels", wanted=f"<= {f.LEVEL_MAX}", found=root.levels)
+    if root.size > f.BLOCK_COUNT_MAX * block_size:
+        raise Corrupt(f"{what}: size", wanted=f"<= {f.BLOCK_COUNT_MAX * block_size}", found=root.size)
+    if root.size > f.POINTER_COUNT * fanout**root.levels * block_size:
+        raise Corrupt(f"{what}: {root.size} bytes do not fit into {root.levels} levels")

@@ -1,0 +1,53 @@
+"""What the children of a block are: the one function that shadowing, reclaiming and accounting all use.
+
+A pointer that is ~0 or names one of Z0..Z3 is a hole and no child. Only inodes in use whose type is file, directory or
+symlink have children: a free inode has none, and a device inode keeps its device number in pointer 0. Everything else is
+checked against the volume's bounds here. (`check` has its own reading of these rules.)
+"""
+
+from __future__ import annotations
+
+import stat
+
+from cowfs.errors import Corrupt
+from cowfs.ondisk import format as f
+from cowfs.ondisk.records import Buffer
+from cowfs.storage.blockio import BlockStore
+
+Child = tuple[int, int, int]
+"""(block, kind, level)"""
+
+_WITH_BLOCKS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
+
+
+def children(store: BlockStore, zero_blocks: tuple[int, ...], data: Buffer, kind: int, level: int) -> list[Child]:
+    """The children of a block whose contents are `data`. Raises Corrupt for a pointer or level that cannot be."""
+    if level > 0:
+        pointers = [p for p in store.words(data) if p != f.NO_BLOCK and p not in zero_blocks]
+        return [(_checked(store, p), kind, level - 1) for p in pointers]
+    if kind != f.KIND_INODES:
+        return []
+    found: list[Child] = []
+    order = store.geometry.order
+    for offset in range(0, len(data), f.INODE_SIZE):
+        if data[offset : offset + f.INODE_SIZE] == f.FREE_INODE_BYTES:
+            continue
+        found.extend(inode_children(store, zero_blocks, f.DiskInode.unpack(data, offset, order)))
+    return found
+
+
+def inode_children(store: BlockStore, zero_blocks: tuple[int, ...], inode: f.DiskInode) -> list[Child]:
+    """The blocks that an inode's pointers name."""
+    if not inode.status & f.STATUS_USED or stat.S_IFMT(inode.mode) not in _WITH_BLOCKS:
+        return []
+    if inode.levels > f.LEVEL_MAX:
+        raise Corrupt("inode levels", wanted=f"<= {f.LEVEL_MAX}", found=inode.levels)
+    return [
+        (_checked(store, p), f.KIND_FILE, inode.levels) for p in inode.ptr if p != f.NO_BLOCK and p not in zero_blocks
+    ]
+
+
+def _checked(store: BlockStore, pointer: int) -> int:
+    if pointer >= store.num_blocks:
+        raise Corrupt("pointer beyond the end of the volume", wanted=f"< {store.num_blocks}", found=pointer)
+    return pointer

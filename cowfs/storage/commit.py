@@ -1,0 +1,172 @@
+"""The commit protocol: seal, write out, publish.
+
+1. *Seal* (nothing else runs): dirty system pages get blocks by a worklist, since placing one changes the bitmap and the
+   checksums, which are system trees themselves; it ends when no page is unplaced, and each is placed once. Then contents
+   are final: every dirty block's crc32c goes into the checksum tree, the tree's own sums from the leaves upwards, the top
+   ones into the extension area.
+2. *Write out* (any thread): all blocks and the slot's extension area, flush, then the 512-byte record, flush. Where the
+   blocks that no earlier flush covers fit into the manifest, blocks and slot are written together and flushed once:
+   opening verifies the manifest and falls back to the other slot.
+3. *Publish* (core thread): the slot counts as the newest; waiters are answered by the caller.
+
+Invariants:
+- I13 A valid record g proves that everything of g - 1 was flushed: g is written only after g - 1 was published.
+- I14 Everything that can fail comes before the record is written.
+- I15 A manifest names every block born in the generation that the state still uses; if they do not all fit, there is none
+  and two flushes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cowfs.ondisk import format as f
+from cowfs.ondisk.checksums import crc32c
+from cowfs.ondisk.records import Buffer
+from cowfs.storage.blockio import contiguous
+from cowfs.storage.device import Device
+from cowfs.storage.spacemap import Freed
+from cowfs.storage.superblock import build_slot
+
+if TYPE_CHECKING:
+    from cowfs.storage.volume import Volume
+
+
+@dataclass(slots=True)
+class SealedCommit:
+    """A generation that nobody changes any more, ready to be written. `changed` is False for an empty commit."""
+
+    device: Device
+    serial: int
+    slot: int
+    slot_offset: int
+    runs: list[tuple[int, list[Buffer]]]  # (byte offset, contents)
+    record: bytes
+    area: bytes
+    changed: bool
+    one_flush: bool
+    manifest_count: int
+    freed: Freed
+    blocks: dict[int, Buffer]
+    metadata: list[int] = field(default_factory=list)
+
+    def write_out(self) -> None:
+        """Makes the commit durable. Raises DeviceError; the volume must then be latched, whatever was written."""
+        device = self.device
+        for offset, pieces in self.runs:
+            device.write(offset, pieces)
+        if self.one_flush:
+            device.write(self.slot_offset, [self.record, self.area])
+            device.flush()
+            return
+        device.write(self.slot_offset + f.EXTENSION_OFFSET, [self.area])
+        device.flush()
+        device.write(self.slot_offset, [self.record])
+        device.flush()
+
+
+class Sealer:
+    """Seals the generations of one volume."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+
+    def seal(self, *, changed: bool, complete: bool) -> SealedCommit:
+        """The open generation as a commit. On return the volume is in the next generation."""
+        volume = self._volume
+        store, spacemap = volume.store, volume.spacemap
+        assert spacemap is not None and volume.extension is not None
+        self._place()
+        blocks, sums = self._contents()
+        born = self._born(sums)
+        manifest = {} if complete or born is None else born
+        one_flush = born is not None and (not complete or not (blocks or born))
+        self._fill_records()
+        record, area = build_slot(volume.superblock, volume.extension, sorted(manifest.items()))
+        metadata = list(store.dirty)
+        store.sealed = blocks
+        store.dirty = {}
+        store.dirty_data = {}
+        slot = 3 - volume.newest_slot
+        geometry = volume.geometry
+        return SealedCommit(
+            device=volume.device,
+            serial=volume.superblock.serial,
+            slot=slot,
+            slot_offset=geometry.slot_offsets[slot - 1],
+            runs=[(geometry.block_offset(first), pieces) for first, pieces in contiguous(blocks)],
+            record=record,
+            area=area,
+            changed=changed,
+            one_flush=one_flush,
+            manifest_count=len(manifest),
+            freed=spacemap.seal(),
+            blocks=blocks,
+            metadata=metadata,
+        )
+
+    def _place(self) -> None:
+        """Gives every dirty system page a block. Ends: each page and node is placed at most once per generation."""
+        spacemap = self._volume.spacemap
+        assert spacemap is not None
+
+        def free(block: int) -> None:
+            spacemap.free_run(block, 1)
+            self._volume.store.forget(block)
+
+        trees = self._volume.system_trees
+        while any(tree.unplaced for tree in trees):
+            for tree in trees:
+                tree.place(spacemap.allocate_metadata, free)
+
+    def _contents(self) -> tuple[dict[int, Buffer], dict[int, int]]:
+        """Everything to be written by block, and the crc32c of each; afterwards no system tree is dirty."""
+        volume = self._volume
+        blocks: dict[int, Buffer] = {**volume.store.dirty_data, **volume.store.dirty}
+        for tree in volume.system_trees:
+            if tree is not volume.checksums:
+                blocks.update(tree.take_contents())
+        sums = {block: crc32c(data) for block, data in blocks.items()}
+        for block, value in sums.items():
+            volume.checksums.set(block, value)
+        for block, data in volume.checksums.take_contents():
+            blocks[block] = data
+            sums[block] = crc32c(data)
+        return blocks, sums
+
+    def _born(self, sums: dict[int, int]) -> dict[int, int] | None:
+        """The blocks born in this generation and still in use, with their crc32c; None if they are too many."""
+        spacemap, checksums = self._volume.spacemap, self._volume.checksums
+        assert spacemap is not None
+        if spacemap.born_count > f.MANIFEST_ENTRY_MAX:
+            return None
+        born: dict[int, int] = {}
+        for start, count in spacemap.born_runs:
+            for block in range(start, start + count):
+                if spacemap.in_use(block):
+                    value = sums.get(block)
+                    born[block] = checksums.get(block) if value is None else value
+        return born
+
+    def _fill_records(self) -> None:
+        volume = self._volume
+        superblock, extension, spacemap = volume.superblock, volume.extension, volume.spacemap
+        assert extension is not None and spacemap is not None
+        now = max(volume.clock(), 0)
+        volume.live.store_in(superblock)
+        superblock.serial = volume.serial + 1
+        superblock.atime = now // 1_000_000_000 & 0xFFFFFFFF
+        superblock.free_blocks = spacemap.free
+        superblock.bitmap = volume.bitmap.root_node()
+        extension.commit_time = now
+        extension.data_hint = spacemap.data_hint
+        extension.metadata_hint = spacemap.metadata_hint
+        extension.reclaim_count = volume.reclaim.count
+        for name in f.EXTENSION_ROOTS:
+            tree = volume.reclaim_tree if name == "reclaim" else getattr(volume, name)
+            setattr(extension, name, tree.root_node())
+        extension.checksum_checks = tuple(volume.checksums.top_checks)
+        for tree in volume.system_trees:
+            extension.system_blocks += tree.block_delta
+            tree.block_delta = 0

@@ -1,0 +1,380 @@
+"""System trees: the bitmap, the checksums, the reference counts, the snapshot table, the reclaim queue, the settings.
+
+They belong to the volume and are never shared, so they need no reference counts; and since they describe the allocation
+itself, their changes stay in memory until the commit is sealed, and only then get blocks ("late placement"): each page
+at most once per generation, whatever happens in between.
+
+A page is a leaf block, a node an indirect block. `ChecksumTree` is the Merkle tree: its nodes hold (block, crc32c) pairs,
+so each of its blocks is checked by its parent and the top ones by the extension area; every other tree's blocks are
+checked by it.
+
+Invariants:
+- I5 A page or node is placed at most once per generation; placing one makes its parent dirty.
+- I7 Reading verifies: against the checksum tree, or for the checksum tree itself against the parent's entry.
+
+Locking: the core thread only.
+"""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Callable, Iterator
+
+from cowfs.errors import Corrupt
+from cowfs.ondisk import format as f
+from cowfs.ondisk.checksums import crc32c
+from cowfs.ondisk.geometry import Geometry, pointers_from, pointers_to
+from cowfs.ondisk.records import Buffer
+from cowfs.storage.blockio import BlockStore, hole_pointer
+
+PAGE_CACHE_BYTES = 16 << 20
+Key = tuple[int, int]
+"""(level, index): (0, i) is page i; (k, i) the node above pages i * fanout^k and following."""
+
+
+class PagedTree:
+    """An array of bytes in pages of one block, sparse, grown at will. Absent pages read as zeros."""
+
+    entry_words = 1
+
+    def __init__(self, name: str, store: BlockStore, zero_blocks: tuple[int, ...], root: f.RootNode) -> None:
+        self.name = name
+        self.store = store
+        self.zero_blocks = zero_blocks
+        self.page_size = store.block_size
+        self.fanout = store.geometry.fanout // self.entry_words
+        self.size = root.size
+        self.levels = root.levels
+        self.ptr = list(root.ptr)
+        self.block_delta = 0  # change of the number of blocks in use since opening
+        self._pages: dict[int, bytearray] = {}
+        self._nodes: dict[Key, array.array[int]] = {}
+        self._dirty: set[Key] = set()
+        self._unplaced: set[Key] = set()
+        self._page_max = max(16, PAGE_CACHE_BYTES // self.page_size)
+        self.evictable: Callable[[int], bool] | None = None  # asked before a clean page leaves memory
+        self.occupied = any(not self._is_hole(p, self.levels) for p in self.ptr)
+        if self.levels > f.SYSTEM_LEVEL_MAX:
+            raise Corrupt(f"{name} tree: levels", wanted=f"<= {f.SYSTEM_LEVEL_MAX}", found=self.levels)
+
+    # --- access ---
+
+    def page(self, index: int) -> bytearray:
+        """Page `index`, for reading only. Raises Corrupt, DeviceError."""
+        page = self._pages.get(index)
+        if page is None:
+            page = self._load(index)
+        return page
+
+    def page_for_write(self, index: int) -> bytearray:
+        """Page `index`, to be changed in place; it goes into the next commit."""
+        page = self._pages.get(index)
+        if page is None:
+            page = self._load(index)
+        key = (0, index)
+        if key not in self._dirty:
+            self._dirty.add(key)
+            self._unplaced.add(key)
+            self.occupied = True
+        return page
+
+    def touch(self, index: int) -> None:
+        """Makes page `index` part of the next commit without changing it yet."""
+        if (0, index) not in self._dirty:
+            self.page_for_write(index)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes at byte `offset`."""
+        pieces = []
+        while size > 0:
+            index, at = divmod(offset, self.page_size)
+            piece = self.page(index)[at : at + min(size, self.page_size - at)]
+            pieces.append(piece)
+            offset += len(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Stores `data` at byte `offset`, growing the tree where it ends beyond."""
+        view = memoryview(data)
+        if offset + len(view) > self.size:
+            self.set_size(offset + len(view))
+        while view:
+            index, at = divmod(offset, self.page_size)
+            take = min(len(view), self.page_size - at)
+            self.page_for_write(index)[at : at + take] = view[:take]
+            view = view[take:]
+            offset += take
+
+    def set_size(self, size: int) -> None:
+        """Grows the tree to `size` bytes (more levels where needed). Growing only; what is new are holes."""
+        pages = -(-size // self.page_size)
+        while pages > f.POINTER_COUNT * self.fanout**self.levels:
+            self._add_level()
+        self.size = max(self.size, size)
+        span = self.fanout**self.levels
+        for i in range(min(f.POINTER_COUNT, -(-pages // span))):
+            if self.ptr[i] == f.NO_BLOCK:
+                self.ptr[i] = self._hole(self.levels)
+
+    def _add_level(self) -> None:
+        assert self.levels < f.SYSTEM_LEVEL_MAX, self.name
+        node = self._empty_node(self.levels + 1)
+        moved = {}
+        for i in range(f.POINTER_COUNT):
+            node[i * self.entry_words] = self.ptr[i] if self.ptr[i] != f.NO_BLOCK else self._hole(self.levels)
+            self._move_check(node, i)
+        if self.occupied:
+            key = (self.levels + 1, 0)
+            moved[key] = node
+            self._dirty.add(key)
+            self._unplaced.add(key)
+        self._nodes.update(moved)
+        self.levels += 1
+        self.ptr = [f.NO_BLOCK] * f.POINTER_COUNT
+
+    def _move_check(self, node: array.array[int], slot: int) -> None:
+        """Takes the check of top pointer `slot` down into a new node."""
+
+    def root_node(self) -> f.RootNode:
+        """The root as it goes into the record."""
+        return f.RootNode(self.size, tuple(self.ptr), self.levels)
+
+    def blocks(self) -> Iterator[int]:
+        """Every block in use by the tree, by walking its nodes; for small volumes and tests."""
+        pending = [(self.levels, i) for i in range(f.POINTER_COUNT)]
+        while pending:
+            level, index = pending.pop()
+            pointer = self._pointer((level, index))
+            if not self._is_hole(pointer, level):
+                yield pointer
+                if level:
+                    pending.extend((level - 1, index * self.fanout + i) for i in range(self.fanout))
+
+    # --- commit ---
+
+    def place(self, allocate: Callable[[], int], free: Callable[[int], None]) -> int:
+        """Gives every dirty page and node that has no block of this generation one; returns how many were placed."""
+        count = 0
+        while self._unplaced:
+            key = self._unplaced.pop()
+            old = self._pointer(key)
+            new = allocate()
+            self._set_pointer(key, new)
+            if self._is_hole(old, key[0]):
+                self.block_delta += 1
+            else:
+                free(old)
+            count += 1
+        return count
+
+    @property
+    def unplaced(self) -> bool:
+        """Whether something waits for a block."""
+        return bool(self._unplaced)
+
+    @property
+    def dirty_count(self) -> int:
+        """Dirty pages and nodes."""
+        return len(self._dirty)
+
+    def take_contents(self) -> list[tuple[int, bytes]]:
+        """(block, contents) of everything dirty, placed before; afterwards the tree is clean."""
+        assert not self._unplaced, self.name
+        contents = [(self._pointer(key), self._bytes(key)) for key in sorted(self._dirty)]
+        self._dirty.clear()
+        return contents
+
+    def trim_cache(self) -> None:
+        """Forgets clean pages beyond the cache's bound, the oldest first."""
+        excess = len(self._pages) - self._page_max
+        if excess > 0:
+            for index in list(self._pages):
+                if (0, index) not in self._dirty and self._evict(index):
+                    excess -= 1
+                    if excess <= 0:
+                        break
+
+    def _evict(self, index: int) -> bool:
+        if self.evictable is not None and not self.evictable(index):
+            return False
+        del self._pages[index]
+        return True
+
+    # --- nodes ---
+
+    def _load(self, index: int) -> bytearray:
+        pages = -(-self.size // self.page_size)
+        assert 0 <= index < pages, f"{self.name}: page {index} of {pages}"
+        key = (0, index)
+        block = self._pointer(key)
+        page = bytearray(self.page_size) if self._is_hole(block, 0) else bytearray(self._read_block(key, block))
+        if len(self._pages) >= 2 * self._page_max:
+            self.trim_cache()
+        self._pages[index] = page
+        return page
+
+    def _node(self, key: Key) -> array.array[int]:
+        node = self._nodes.get(key)
+        if node is None:
+            block = self._pointer(key)
+            if self._is_hole(block, key[0]):
+                node = self._empty_node(key[0])
+            else:
+                node = pointers_from(self._read_block(key, block), self.store.geometry.order)
+            self._nodes[key] = node
+        return node
+
+    def _read_block(self, key: Key, block: int) -> Buffer:
+        return self.store.read_run(block, 1)
+
+    def _pointer(self, key: Key) -> int:
+        level, index = key
+        if level == self.levels:
+            return self.ptr[index]
+        parent, slot = divmod(index, self.fanout)
+        return self._node((level + 1, parent))[slot * self.entry_words]
+
+    def _set_pointer(self, key: Key, block: int) -> None:
+        level, index = key
+        if level == self.levels:
+            self.ptr[index] = block
+            return
+        parent, slot = divmod(index, self.fanout)
+        parent_key = (level + 1, parent)
+        self._node(parent_key)[slot * self.entry_words] = block
+        if parent_key not in self._dirty:
+            self._dirty.add(parent_key)
+            self._unplaced.add(parent_key)
+
+    def _bytes(self, key: Key) -> bytes:
+        if key[0] == 0:
+            return bytes(self._pages[key[1]])
+        return pointers_to(self._nodes[key], self.store.geometry.order)
+
+    def _empty_node(self, level: int) -> array.array[int]:
+        return array.array("I", [self._hole(level - 1)]) * self.fanout
+
+    def _hole(self, level: int) -> int:
+        return hole_pointer(self.zero_blocks, level)
+
+    def _is_hole(self, block: int, level: int) -> bool:
+        return block == f.NO_BLOCK or block in self.zero_blocks
+
+
+class ChecksumTree(PagedTree):
+    """The Merkle tree over all blocks: page entries are the crc32c of a block by its number."""
+
+    entry_words = 2
+
+    def __init__(
+        self, store: BlockStore, zero_blocks: tuple[int, ...], root: f.RootNode, top_checks: tuple[int, ...]
+    ) -> None:
+        super().__init__("checksums", store, zero_blocks, root)
+        self.top_checks = list(top_checks)
+        self.per_page = self.page_size // f.CHECKSUM_SIZE
+
+    def get(self, block: int) -> int:
+        """The recorded crc32c of a block."""
+        index, at = divmod(block, self.per_page)
+        at *= f.CHECKSUM_SIZE
+        return int.from_bytes(self.page(index)[at : at + f.CHECKSUM_SIZE], "little")
+
+    def get_run(self, block: int, count: int) -> list[int]:
+        """Those of `count` blocks."""
+        raw = self.read(block * f.CHECKSUM_SIZE, count * f.CHECKSUM_SIZE)
+        return pointers_from(raw, self.store.geometry.order).tolist()
+
+    def set(self, block: int, value: int) -> None:
+        """Records the crc32c of a block of the open generation."""
+        index, at = divmod(block, self.per_page)
+        at *= f.CHECKSUM_SIZE
+        self.page_for_write(index)[at : at + f.CHECKSUM_SIZE] = value.to_bytes(f.CHECKSUM_SIZE, "little")
+
+    def set_run(self, block: int, values: list[int]) -> None:
+        """Records those of a run of blocks of the open generation."""
+        if len(values) == 1:
+            self.set(block, values[0])
+        else:
+            self.write(block * f.CHECKSUM_SIZE, pointers_to(array.array("I", values), self.store.geometry.order))
+
+    def touch_run(self, block: int, count: int) -> None:
+        """The pages of these blocks go into the next commit: called when the blocks are allocated."""
+        for index in range(block // self.per_page, (block + count - 1) // self.per_page + 1):
+            if (0, index) not in self._dirty:
+                self.page_for_write(index)
+
+    def take_contents(self) -> list[tuple[int, bytes]]:
+        """As PagedTree's, from the leaves upwards, each one's crc32c entered into its parent."""
+        assert not self._unplaced
+        contents = []
+        for key in sorted(self._dirty):
+            level, index = key
+            data = self._bytes(key)
+            check = crc32c(data)
+            if level == self.levels:
+                self.top_checks[index] = check
+            else:
+                parent, slot = divmod(index, self.fanout)
+                parent_key = (level + 1, parent)
+                assert parent_key in self._dirty
+                self._nodes[parent_key][2 * slot + 1] = check
+            contents.append((self._pointer(key), data))
+        self._dirty.clear()
+        return contents
+
+    def _read_block(self, key: Key, block: int) -> Buffer:
+        level, index = key
+        if level == self.levels:
+            wanted = self.top_checks[index]
+        else:
+            parent, slot = divmod(index, self.fanout)
+            wanted = self._node((level + 1, parent))[2 * slot + 1]
+        store = self.store
+        if not 0 <= block < store.num_blocks:
+            raise Corrupt(
+                "pointer beyond the end of the volume", block=block, wanted=f"< {store.num_blocks}", found=block
+            )
+        data = store.in_memory(block)
+        if data is None:
+            data = store.device.read(store.geometry.block_offset(block), self.page_size)
+        found = crc32c(data)
+        if found != wanted:
+            raise Corrupt(
+                "checksum of the checksum tree", block=block, wanted=f"{wanted:#010x}", found=f"{found:#010x}"
+            )
+        return data
+
+    def _empty_node(self, level: int) -> array.array[int]:
+        return array.array("I", [f.NO_BLOCK, 0]) * self.fanout
+
+    def _move_check(self, node: array.array[int], slot: int) -> None:
+        node[2 * slot + 1] = self.top_checks[slot]
+        self.top_checks[slot] = 0
+
+    def _hole(self, level: int) -> int:
+        return f.NO_BLOCK
+
+    def _is_hole(self, block: int, level: int) -> bool:
+        return block == f.NO_BLOCK
+
+
+def tree_capacity_blocks(geometry: Geometry, size: int, entry_words: int = 1) -> int:
+    """Blocks of a full tree of `size` bytes, nodes included: what a commit may at most place of it."""
+    total = level_count = geometry.blocks_of(size)
+    fanout = geometry.fanout // entry_words
+    levels = geometry.levels_of(level_count, fanout)
+    for _ in range(levels):
+        level_count = -(-level_count // fanout)
+        total += level_count
+    return total
+
+
+def tree_root(geometry: Geometry, size: int, zero_blocks: tuple[int, ...], entry_words: int = 1) -> f.RootNode:
+    """The root of an empty tree of `size` bytes."""
+    fanout = geometry.fanout // entry_words
+    pages = geometry.blocks_of(size)
+    levels = geometry.levels_of(pages, fanout)
+    tops = -(-pages // fanout**levels)
+    hole = hole_pointer(zero_blocks, levels) if entry_words == 1 else f.NO_BLOCK
+    return f.RootNode(size, (hole,) * tops + (f.NO_BLOCK,) * (f.POINTER_COUNT - tops), levels)

@@ -1,0 +1,42 @@
+"""The reclaim queue: subtrees that nobody names any more, waiting to be dropped in bounded slices.
+
+An entry takes over its parent's reference, so that dropping the largest file or snapshot is a constant amount of work at
+once, and the rest follows later, one slice a transaction. The queue is a stack (last in, first out), so its length is
+bounded by depth and fan-out, and an interruption at any commit leaves a queue from which the work goes on.
+
+Locking: the core thread only.
+"""
+
+from __future__ import annotations
+
+from cowfs.errors import Corrupt
+from cowfs.ondisk import format as f
+from cowfs.storage.pagedtree import PagedTree
+
+
+class ReclaimQueue:
+    """A stack of ReclaimEntry in a system tree."""
+
+    def __init__(self, tree: PagedTree, count: int) -> None:
+        self.tree = tree
+        self.count = count
+        if count * f.ReclaimEntry.SIZE > tree.size:
+            raise Corrupt("reclaim queue", wanted=f"at most {tree.size} bytes", found=f"{count} entries")
+
+    def push(self, block: int, kind: int, level: int) -> None:
+        """Queues a subtree, with the one reference that its parent held."""
+        entry = f.ReclaimEntry(block, kind, level)
+        self.tree.write(self.count * f.ReclaimEntry.SIZE, entry.pack())
+        self.count += 1
+
+    def pop(self) -> f.ReclaimEntry | None:
+        """The entry queued last, None if there is none. Raises Corrupt for an impossible one."""
+        if self.count == 0:
+            return None
+        size = f.ReclaimEntry.SIZE
+        entry = f.ReclaimEntry.unpack(self.tree.read((self.count - 1) * size, size))
+        if entry.kind >= f.KIND_COUNT or entry.level > f.LEVEL_MAX:
+            raise Corrupt("reclaim entry", block=entry.block, wanted="a kind and level", found=entry.to_text())
+        self.tree.write((self.count - 1) * size, bytes(size))
+        self.count -= 1
+        return entry

@@ -1,0 +1,357 @@
+"""The space map: which blocks are in use, which may be given out, and how many parents a block has.
+
+Three views of each bitmap page are kept while it is loaded: `bits` (the open generation's truth, which the next commit
+writes), `committed` (what the last sealed generation says; kept only for pages that the open generation changed) and
+`busy` (bits plus the blocks that were freed but are still named by a state in one of the slots). Only blocks that are not
+busy are given out.
+
+Invariants:
+- I2 A block freed in generation g is given out only after generation g + 1 is durable: both slots always name a complete
+  state.
+- I3 A block is *born* in the open generation if it is in use now and was not when the last generation was sealed. A block
+  born and freed in the same generation is free at once: no state names it.
+- I4 `free` is the number of zero bits; `held` the number of busy blocks whose bit is zero.
+
+A reference count says how many parents a block has beyond the first. Counting them is `transaction`'s business.
+
+Locking: the core thread only.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Final
+
+from cowfs.errors import Corrupt, NoSpace, TooManyLinks
+from cowfs.ondisk import format as f
+from cowfs.storage.blockio import BlockStore
+from cowfs.storage.pagedtree import ChecksumTree, PagedTree
+
+_NOT_FULL: Final = re.compile(rb"[^\xff]")
+_LOWEST_ZERO: Final = bytes(next((bit for bit in range(8) if not byte >> bit & 1), 8) for byte in range(256))
+_LONG_SEARCH_PAGES: Final = 8  # bitmap pages looked through for a long run before a short one is taken
+_LONG_RUN_BYTES: Final = 8  # a "long" free run: 64 blocks
+
+
+@dataclass(slots=True)
+class _Page:
+    """The views of one bitmap page; `committed` is None while the open generation has not changed it."""
+
+    bits: bytearray
+    busy: bytearray
+    committed: bytes | None = None
+    held: int = 0
+
+
+@dataclass(slots=True)
+class Freed:
+    """Blocks freed in one generation: runs of (first, count)."""
+
+    runs: list[tuple[int, int]] = field(default_factory=list)
+    count: int = 0
+
+
+class SpaceMap:
+    """Allocation and reference counts of one volume."""
+
+    def __init__(
+        self,
+        store: BlockStore,
+        bitmap: PagedTree,
+        references: PagedTree,
+        checksums: ChecksumTree,
+        *,
+        free: int,
+        hints: tuple[int, int],
+    ) -> None:
+        self.bitmap = bitmap
+        self.references = references
+        self.num_blocks = store.num_blocks
+        self.free = free
+        self.held = 0
+        self.freed = Freed()  # in the open generation
+        self.born_runs: list[tuple[int, int]] = []  # allocated in the open generation, for the manifest
+        self.born_count = 0
+        self.data_hint, self.metadata_hint = hints
+        self._store = store
+        self._checksums = checksums
+        self._page_bits = store.block_size * 8
+        self._page_count = -(-self.num_blocks // self._page_bits)
+        self._pages: dict[int, _Page] = {}
+        self._changed: set[int] = set()
+        self._full: set[int] = set()  # pages known to have nothing to give out
+
+    # --- queries ---
+
+    @property
+    def available(self) -> int:
+        """Blocks that can be given out now."""
+        return self.free - self.held
+
+    def in_use(self, block: int) -> bool:
+        """Whether the open generation uses the block."""
+        return bool(self._page(block // self._page_bits).bits[block % self._page_bits >> 3] >> (block & 7) & 1)
+
+    def born(self, block: int) -> bool:
+        """Whether the block was allocated in the open generation (I3)."""
+        index, bit = divmod(block, self._page_bits)
+        page = self._pages.get(index)
+        if page is None or page.committed is None:
+            return False
+        at, mask = bit >> 3, 1 << (bit & 7)
+        return bool(page.bits[at] & mask) and not page.committed[at] & mask
+
+    def extra_parents(self, block: int) -> int:
+        """Parents beyond the first."""
+        if not self.references.occupied:
+            return 0
+        offset = block * f.REFERENCE_SIZE
+        index, at = divmod(offset, self.references.page_size)
+        return int.from_bytes(self.references.page(index)[at : at + f.REFERENCE_SIZE], "little")
+
+    # --- reference counts ---
+
+    def set_extra_parents(self, block: int, count: int) -> None:
+        """Stores a count. Raises TooManyLinks where it does not fit; `transaction` checks that before it changes anything."""
+        if not 0 <= count <= f.REFERENCE_MAX:
+            raise TooManyLinks(f"block {block}: {count} extra parents do not fit")
+        index, at = divmod(block * f.REFERENCE_SIZE, self.references.page_size)
+        self.references.page_for_write(index)[at : at + f.REFERENCE_SIZE] = count.to_bytes(f.REFERENCE_SIZE, "little")
+
+    # --- allocation ---
+
+    def allocate(self, count: int, hint: int) -> tuple[int, int]:
+        """A run of up to `count` contiguous blocks near `hint`: (first, number >= 1). Raises NoSpace."""
+        if self.available <= 0:
+            raise NoSpace("no free block")
+        start, length = self._find(count, hint if hint < self.num_blocks else 0)
+        self._take(start, length)
+        return start, length
+
+    def allocate_metadata(self) -> int:
+        """One block for metadata: the lowest free one at or behind the hint, so that metadata stays together."""
+        block, _ = self.allocate(1, self.metadata_hint)
+        self.metadata_hint = block + 1
+        return block
+
+    def allocate_data(self, count: int, near: int | None) -> tuple[int, int]:
+        """A run for file data behind block `near` (the file's block before), or behind the last data allocated."""
+        start, length = self.allocate(count, self.data_hint if near is None else near + 1)
+        self.data_hint = start + length
+        return start, length
+
+    def take_at(self, block: int, count: int) -> None:
+        """Takes these very blocks, which are free: for a new volume's fixed places."""
+        self._take(block, count)
+
+    def _take(self, start: int, count: int) -> None:
+        for index, bit, number in self._split(start, count):
+            page = self._change(index)
+            _set_bits(page.bits, bit, number)
+            _set_bits(page.busy, bit, number)
+        self.free -= count
+        self.born_count += count
+        if len(self.born_runs) <= f.MANIFEST_ENTRY_MAX:
+            self.born_runs.append((start, count))
+        self._checksums.touch_run(start, count)
+
+    # --- freeing ---
+
+    def free_run(self, start: int, count: int) -> None:
+        """Frees blocks that have no parent left. Raises Corrupt where one is free already."""
+        if not 0 <= start <= self.num_blocks - count:
+            raise Corrupt("freeing a block beyond the end", block=start)
+        for index, bit, number in self._split(start, count):
+            page = self._change(index)
+            if not _all_set(page.bits, bit, number):
+                raise Corrupt("a block is freed that is free already", block=index * self._page_bits + bit)
+            assert page.committed is not None
+            for at, length, old in _equal_runs(page.committed, bit, number):
+                _clear_bits(page.bits, at, length)
+                first = index * self._page_bits + at
+                if old:
+                    page.held += length
+                    self.held += length
+                    self.freed.runs.append((first, length))
+                    self.freed.count += length
+                else:
+                    _clear_bits(page.busy, at, length)
+                    self._opened(index, first)
+        self.free += count
+
+    def release(self, freed: Freed) -> None:
+        """Makes the blocks of a generation's `Freed` available: the generation after it is durable (I2)."""
+        for start, count in freed.runs:
+            for index, bit, number in self._split(start, count):
+                page = self._page(index)
+                _clear_bits(page.busy, bit, number)
+                page.held -= number
+                self._opened(index, index * self._page_bits + bit)
+        self.held -= freed.count
+
+    def _opened(self, index: int, block: int) -> None:
+        self._full.discard(index)
+        self.metadata_hint = min(self.metadata_hint, block)
+
+    # --- commit ---
+
+    def seal(self) -> Freed:
+        """Ends the generation: what was freed in it is handed over, and what was born becomes old."""
+        for index in self._changed:
+            self._pages[index].committed = None
+        self._changed.clear()
+        freed, self.freed = self.freed, Freed()
+        self.born_runs = []
+        self.born_count = 0
+        return freed
+
+    def evictable(self, index: int) -> bool:
+        """Whether the bitmap's page may leave memory: nothing in it is held or changed."""
+        page = self._pages.get(index)
+        if page is not None:
+            if page.held or page.committed is not None:
+                return False
+            del self._pages[index]
+        return True
+
+    # --- pages ---
+
+    def _page(self, index: int) -> _Page:
+        page = self._pages.get(index)
+        if page is None:
+            bits = self.bitmap.page(index)
+            page = self._pages[index] = _Page(bits, bytearray(bits))
+        return page
+
+    def _change(self, index: int) -> _Page:
+        page = self._page(index)
+        if page.committed is None:
+            page.committed = bytes(page.bits)
+            page.bits = self.bitmap.page_for_write(index)
+            self._changed.add(index)
+        return page
+
+    def _split(self, start: int, count: int) -> list[tuple[int, int, int]]:
+        """(page, first bit, number) pieces of a run."""
+        index, bit = divmod(start, self._page_bits)
+        if bit + count <= self._page_bits:
+            return [(index, bit, count)]
+        pieces = []
+        while count > 0:
+            number = min(count, self._page_bits - bit)
+            pieces.append((index, bit, number))
+            index, bit, count = index + 1, 0, count - number
+        return pieces
+
+    # --- searching ---
+
+    def _find(self, count: int, hint: int) -> tuple[int, int]:
+        index, bit = divmod(hint, self._page_bits)
+        if count > 1:
+            found = self._find_long(count, index, bit)
+            if found is not None:
+                return found
+        for step in range(self._page_count + 1):
+            at = (index + step) % self._page_count
+            if at in self._full and (step or bit == 0):
+                continue
+            start = self._first_free(at, bit if step == 0 else 0)
+            if start is not None:
+                return at * self._page_bits + start, self._run_length(at, start, count)
+            if step or bit == 0:
+                self._full.add(at)
+        raise NoSpace("no free block")
+
+    def _find_long(self, count: int, index: int, bit: int) -> tuple[int, int] | None:
+        """A run right at the hint if it is long enough, else a long run of whole bytes in the pages that follow."""
+        length = self._run_length(index, bit, count)
+        wanted = min(count, _LONG_RUN_BYTES * 8)
+        if length >= wanted:
+            return index * self._page_bits + bit, length
+        pattern = bytes(max(1, min(_LONG_RUN_BYTES, count // 8)))
+        for step in range(min(self._page_count, _LONG_SEARCH_PAGES)):
+            at = (index + step) % self._page_count
+            if at in self._full:
+                continue
+            found = self._page(at).busy.find(pattern, bit >> 3 if step == 0 else 0)
+            if found >= 0:
+                return at * self._page_bits + found * 8, self._run_length(at, found * 8, count)
+        return None
+
+    def _first_free(self, index: int, bit: int) -> int | None:
+        busy = self._page(index).busy
+        at = bit >> 3
+        if bit & 7:
+            zero = _LOWEST_ZERO[busy[at] | (1 << (bit & 7)) - 1]
+            if zero < 8:
+                return at * 8 + zero
+            at += 1
+        match = _NOT_FULL.search(busy, at)
+        return None if match is None else match.start() * 8 + _LOWEST_ZERO[busy[match.start()]]
+
+    def _run_length(self, index: int, bit: int, count: int) -> int:
+        """How many blocks from this bit on can be given out, at most `count`, within the page."""
+        number = min(count, self._page_bits - bit)
+        busy = self._page(index).busy
+        end = bit + number + 7 >> 3
+        window = int.from_bytes(busy[bit >> 3 : end], "little") >> (bit & 7)
+        if window == 0:
+            return number
+        return min(number, (window & -window).bit_length() - 1)
+
+
+def _mask(bit: int, number: int) -> tuple[int, int, int]:
+    return bit >> 3, bit + number + 7 >> 3, ((1 << number) - 1) << (bit & 7)
+
+
+def _set_bits(page: bytearray, bit: int, number: int) -> None:
+    if number == 1:
+        page[bit >> 3] |= 1 << (bit & 7)
+        return
+    start, end, mask = _mask(bit, number)
+    page[start:end] = (int.from_bytes(page[start:end], "little") | mask).to_bytes(end - start, "little")
+
+
+def _clear_bits(page: bytearray, bit: int, number: int) -> None:
+    if number == 1:
+        page[bit >> 3] &= ~(1 << (bit & 7)) & 0xFF
+        return
+    start, end, mask = _mask(bit, number)
+    page[start:end] = (int.from_bytes(page[start:end], "little") & ~mask).to_bytes(end - start, "little")
+
+
+def _all_set(page: bytes | bytearray, bit: int, number: int) -> bool:
+    start, end, mask = _mask(bit, number)
+    return int.from_bytes(page[start:end], "little") & mask == mask
+
+
+def _equal_runs(page: bytes, bit: int, number: int) -> list[tuple[int, int, bool]]:
+    """The bits as runs of equal value: (first bit, length, value)."""
+    start, end, mask = _mask(bit, number)
+    window = int.from_bytes(page[start:end], "little") & mask
+    if window == mask:
+        return [(bit, number, True)]
+    if window == 0:
+        return [(bit, number, False)]
+    window >>= bit & 7
+    runs = []
+    at = bit
+    while number > 0:
+        value = bool(window & 1)
+        probe = ~window if value else window
+        low = probe & -probe
+        length = min(number, low.bit_length() - 1) if low else number
+        runs.append((at, length, value))
+        window >>= length
+        at += length
+        number -= length
+    return runs
+
+
+def new_bitmap_padding(num_blocks: int, block_size: int) -> tuple[int, int] | None:
+    """(byte offset of the last bitmap page, bits of it that lie in the volume), None where the page has no padding."""
+    page_bits = block_size * 8
+    if num_blocks % page_bits == 0:
+        return None
+    return num_blocks // page_bits * block_size, num_blocks % page_bits

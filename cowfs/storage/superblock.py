@@ -1,0 +1,187 @@
+"""Slots: reading, checking, choosing and building the two superblock slots of a volume.
+
+A slot is valid only if the record's CRC holds, the record's own block count leads to the place where it was found and,
+where an anchor is present, the extension area's crc32c holds as well: a torn slot is an invalid slot. Slot 2 is looked
+for where slot 1's block count, the boot block's pointer and the device's size say, so that the loss of slot 1 does not
+hide it. Nothing here writes; `volume` writes what `build_slot` makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from cowfs.errors import Corrupt, NotAVolume, Unsupported
+from cowfs.ondisk import format as f
+from cowfs.ondisk.checksums import crc32c, qnx_crc
+from cowfs.ondisk.geometry import Geometry
+from cowfs.ondisk.records import ByteOrder
+from cowfs.storage.device import Device
+
+
+@dataclass(slots=True)
+class Slot:
+    """One valid slot: where it is, and the state that it names."""
+
+    number: int
+    geometry: Geometry
+    superblock: f.Superblock
+    extension: f.Extension | None
+    manifest: list[f.ManifestEntry] = field(default_factory=list)
+
+    @property
+    def serial(self) -> int:
+        """Sequence number of the commit."""
+        return self.superblock.serial
+
+
+@dataclass(slots=True)
+class SlotSet:
+    """What was found: the valid slots (at least one), and a line for everything that was not as it should be."""
+
+    slots: dict[int, Slot]
+    notes: list[str]
+
+    @property
+    def newest(self) -> Slot:
+        """The valid slot with the higher serial; slot 1 where both are equal, as every reader does."""
+        return max(self.slots.values(), key=lambda slot: (slot.serial, -slot.number))
+
+    @property
+    def serial_max(self) -> int:
+        """The highest serial in a valid slot."""
+        return max(slot.serial for slot in self.slots.values())
+
+
+def read_slots(device: Device, base: int = 0) -> SlotSet:
+    """Finds and checks both slots of the volume at byte `base`. Raises NotAVolume, Corrupt (none valid) or Unsupported."""
+    notes: list[str] = []
+    slots: dict[int, Slot] = {}
+    reasons: list[str] = []
+    magic_seen = False
+    for slot1 in (f.SLOT1_OFFSET, 0):
+        found = _read_slot(device, base, base + slot1, 1, slot1)
+        if isinstance(found, Slot):
+            slots[1] = found
+            magic_seen = True
+            break
+        if found:
+            magic_seen = True
+            reasons.append(found)
+            break
+    first_slot1 = slots[1].geometry.slot1 if 1 in slots else f.SLOT1_OFFSET
+    for offset in _slot2_candidates(device, base, slots.get(1)):
+        found = _read_slot(device, base, offset, 2, first_slot1)
+        if isinstance(found, Slot):
+            slots[2] = found
+            break
+        if found:
+            magic_seen = True
+            reasons.append(found)
+    if not slots:
+        if not magic_seen:
+            raise NotAVolume(f"{device.name} is not a cowfs or qnx6 volume: no superblock found")
+        raise Corrupt(f"{device.name}: no valid superblock: " + "; ".join(dict.fromkeys(reasons)))
+    for number in (1, 2):
+        if number not in slots:
+            why = "; ".join(dict.fromkeys(reasons)) or "not found"
+            notes.append(f"superblock slot {number} is not valid ({why}); using slot {3 - number}")
+    return SlotSet(slots, notes)
+
+
+def check_features(extension: f.Extension) -> str:
+    """Raises Unsupported for unknown incompatible bits; returns why the volume must not be written, or an empty string."""
+    unknown = extension.incompatible & ~f.INCOMPATIBLE_KNOWN
+    if unknown:
+        raise Unsupported(f"the volume uses features that this version does not know (incompatible bits {unknown:#x})")
+    unknown = extension.read_only_compatible & ~f.READ_ONLY_COMPATIBLE_KNOWN
+    return f"read-only compatible feature bits {unknown:#x} are unknown to this version" if unknown else ""
+
+
+def build_slot(
+    superblock: f.Superblock, extension: f.Extension | None, manifest: Iterable[tuple[int, int]]
+) -> tuple[bytes, bytes]:
+    """The 512 bytes of the record and the 3584 of the extension area; sets both checksums in the records given."""
+    area = b""
+    if extension is not None:
+        extension.serial = superblock.serial
+        entries = [f.ManifestEntry(block, checksum).pack() for block, checksum in manifest]
+        assert len(entries) <= f.MANIFEST_ENTRY_MAX
+        area = extension.pack() + f.ManifestHeader(len(entries)).pack() + b"".join(entries)
+        area = area.ljust(f.EXTENSION_SIZE, b"\0")
+        superblock.anchor = f.Anchor(checksum=crc32c(area))
+    superblock.checksum = qnx_crc(superblock.pack()[f.CRC_START :])
+    return superblock.pack(), area
+
+
+def slot_pointer(geometry: Geometry) -> tuple[bytes, bytes]:
+    """What the boot block says of the slots: its first bytes, and our pointer to slot 2 at SLOT_POINTER_OFFSET."""
+    offset = geometry.slot_offsets[1] - geometry.base
+    sector = min(offset // f.BOOT_SECTOR_SIZE, 0xFFFFFFFF)
+    pointer = f.SlotPointer(slot2_offset=offset, block_size=geometry.block_size)
+    pointer.checksum = crc32c(pointer.pack()[:-4])
+    return f.BootHead(slot2_sector=sector).pack(), pointer.pack()
+
+
+def _slot2_candidates(device: Device, base: int, slot1: Slot | None) -> list[int]:
+    """Offsets at which slot 2 may lie, the likeliest first."""
+    candidates: list[int] = []
+    if slot1 is not None:
+        candidates.append(slot1.geometry.slot_offsets[1])
+    size = device.size()
+    if size >= base + f.SLOT_POINTER_OFFSET + f.SlotPointer.SIZE:
+        raw = device.read(base + f.SLOT_POINTER_OFFSET, f.SlotPointer.SIZE)
+        pointer = f.SlotPointer.unpack(raw)
+        if pointer.magic == f.SLOT_POINTER_MAGIC and pointer.checksum == crc32c(raw[:-4]):
+            candidates.append(base + pointer.slot2_offset)
+    if slot1 is None:
+        candidates.append(size - f.SLOT_AREA_SIZE)
+    usable = [offset for offset in candidates if f.DATA_OFFSET <= offset <= size - f.RECORD_SIZE]
+    return list(dict.fromkeys(usable))
+
+
+def _read_slot(device: Device, base: int, offset: int, number: int, slot1: int) -> Slot | str:
+    """The slot at `offset`, or why there is none: an empty string where there is not even a magic number."""
+    size = device.size()
+    if offset + f.RECORD_SIZE > size:
+        return f"slot {number} lies beyond the end of the image" if number == 2 else ""
+    raw = device.read(offset, min(f.SLOT_AREA_SIZE, size - offset))
+    order: ByteOrder = "<"
+    superblock = f.Superblock.unpack(raw, 0, order)
+    if superblock.magic != f.QNX_MAGIC:
+        order = ">"
+        superblock = f.Superblock.unpack(raw, 0, order)
+        if superblock.magic != f.QNX_MAGIC:
+            return "" if number == 1 else "slot 2 has no magic number"
+    wanted = qnx_crc(raw[f.CRC_START : f.RECORD_SIZE])
+    if superblock.checksum != wanted:
+        return f"slot {number}: record checksum wanted {wanted:#010x}, found {superblock.checksum:#010x}"
+    if superblock.block_size not in f.FOREIGN_BLOCK_SIZES or not 0 < superblock.num_blocks <= f.BLOCK_COUNT_MAX:
+        return f"slot {number}: impossible geometry ({superblock.num_blocks} blocks of {superblock.block_size} bytes)"
+    geometry = Geometry(superblock.block_size, superblock.num_blocks, order, base, slot1)
+    if geometry.slot_offsets[number - 1] != offset:
+        return f"slot {number}: its {superblock.num_blocks} blocks do not lead to where it was found"
+    return _read_extension(raw, number, geometry, superblock)
+
+
+def _read_extension(raw: bytes, number: int, geometry: Geometry, superblock: f.Superblock) -> Slot | str:
+    if superblock.anchor.magic != f.ANCHOR_MAGIC:
+        if superblock.flags & f.SB_FLAG_INCOMPATIBLE:
+            return f"slot {number}: marked as a cowfs volume, but without an anchor"
+        return Slot(number, geometry, superblock, None)
+    if superblock.anchor.version != f.FORMAT_VERSION or superblock.anchor.length != f.EXTENSION_SIZE:
+        raise Unsupported(
+            f"format version {superblock.anchor.version} with {superblock.anchor.length} extension bytes: "
+            f"this version of cowfs knows {f.FORMAT_VERSION} with {f.EXTENSION_SIZE}"
+        )
+    area = raw[f.EXTENSION_OFFSET :]
+    wanted = crc32c(area)
+    if len(area) != f.EXTENSION_SIZE or wanted != superblock.anchor.checksum:
+        return f"slot {number}: extension checksum wanted {superblock.anchor.checksum:#010x}, found {wanted:#010x}"
+    extension = f.Extension.unpack(area)
+    header = f.ManifestHeader.unpack(area, f.MANIFEST_OFFSET)
+    if extension.magic != f.EXTENSION_MAGIC or header.count > f.MANIFEST_ENTRY_MAX:
+        return f"slot {number}: the extension area is not one"
+    start = f.MANIFEST_OFFSET + f.ManifestHeader.SIZE
+    manifest = [f.ManifestEntry.unpack(area, start + i * f.MANIFEST_ENTRY_SIZE) for i in range(header.count)]
+    return Slot(number, geometry, superblock, extension, manifest)

@@ -1,0 +1,216 @@
+"""The open generation: allocation, reference counting and *shadow*, the only door to writeable blocks.
+
+A block's parents are the root nodes of the live tree, of snapshots and clones, indirect blocks and inodes; the reference
+tree counts those beyond the first. To change a block it is shadowed: if it was born in the open generation and has one
+parent it is changed in place; else it is copied to a free block, and the old one loses a parent. If the old one had
+several parents, both copies now point to the same children, so each child gains one.
+
+Invariants:
+- I1 Nothing outside the blocks born in the open generation is ever written.
+- I6 No block's count is read or changed until every ancestor up to the root node is writable in this generation: callers
+  descend from a WritableRoot, shadowing each level before they look at the next.
+- I8 A reference count that would overflow is refused before anything changes.
+
+Locking: the core thread only.
+"""
+
+from __future__ import annotations
+
+from cowfs.errors import Corrupt, TooManyLinks
+from cowfs.ondisk import format as f
+from cowfs.ondisk.records import Buffer
+from cowfs.storage.blockio import BlockStore, pointer_bytes
+from cowfs.storage.children import Child, children
+from cowfs.storage.reclaim import ReclaimQueue
+from cowfs.storage.spacemap import SpaceMap
+
+INLINE_INDIRECT_BLOCKS = 4  # a dropped tree with at most so many level-1 blocks is freed at once
+
+
+class Transaction:
+    """What may be done to blocks between two commits. One per volume; generations follow one another in it."""
+
+    def __init__(
+        self, store: BlockStore, spacemap: SpaceMap, reclaim: ReclaimQueue, zero_blocks: tuple[int, ...]
+    ) -> None:
+        self.store = store
+        self.spacemap = spacemap
+        self.reclaim = reclaim
+        self.zero_blocks = zero_blocks
+        self.changes = 0  # grows with every change
+        self._block_size = store.block_size
+
+    def is_hole(self, pointer: int) -> bool:
+        """Whether a pointer names no block of its own."""
+        return pointer == f.NO_BLOCK or pointer in self.zero_blocks
+
+    def writable_in_place(self, block: int) -> bool:
+        """Whether a block whose ancestors are writable may be changed where it lies (I6: ask only top down)."""
+        return self.spacemap.born(block) and not self.spacemap.extra_parents(block)
+
+    # --- shadow ---
+
+    def shadow(self, pointer: int, kind: int, level: int) -> tuple[int, bytearray]:
+        """The writable form of the block that `pointer` names: (its number, its buffer to change in place).
+
+        The caller has made every ancestor writable and stores the number in the parent. A hole becomes a new block:
+        zeros, or pointers to holes. Raises Corrupt, DeviceError, NoSpace, TooManyLinks, each before anything changes.
+        """
+        store = self.store
+        if self.is_hole(pointer):
+            new = self.spacemap.allocate_metadata()
+            buffer = bytearray(self._empty(level))
+            self.changes += 1
+            store.put(new, buffer)
+            return new, buffer
+        if self.writable_in_place(pointer):
+            ready = store.dirty.get(pointer)
+            if ready is None:
+                ready = bytearray(store.read(pointer))
+                store.put(pointer, ready)
+            return pointer, ready
+        data = store.read(pointer)
+        self.break_sharing(pointer, data, kind, level)
+        new = self.spacemap.allocate_metadata()
+        self.changes += 1
+        buffer = bytearray(data)
+        store.put(new, buffer)
+        return new, buffer
+
+    def break_sharing(self, block: int, data: Buffer, kind: int, level: int) -> None:
+        """Takes one parent from a block that is about to be copied; its children gain the copy as a parent."""
+        extra = self.spacemap.extra_parents(block)
+        if extra:
+            self.add_parents(children(self.store, self.zero_blocks, data, kind, level))
+            self.spacemap.set_extra_parents(block, extra - 1)
+        else:
+            self.spacemap.free_run(block, 1)
+            self.store.forget(block)
+
+    def _empty(self, level: int) -> bytes:
+        if level == 0:
+            return bytes(self._block_size)
+        return pointer_bytes([self.zero_blocks[level - 1]], self.store.geometry) * self.store.geometry.fanout
+
+    # --- file data ---
+
+    def allocate_data(self, count: int, near: int | None) -> list[tuple[int, int]]:
+        """Runs of blocks for file data, `count` in all, as few as can be found. `near`: the file's block before."""
+        runs = []
+        while count > 0:
+            start, length = self.spacemap.allocate_data(count, near)
+            runs.append((start, length))
+            near = start + length - 1
+            count -= length
+        self.changes += 1
+        return runs
+
+    # --- references ---
+
+    def add_parents(self, blocks: list[Child]) -> None:
+        """Each block gains a parent. Refused as a whole, before anything changes, if one count would overflow (I8)."""
+        gains: dict[int, int] = {}
+        for block, _, _ in blocks:
+            gains[block] = gains.get(block, 0) + 1
+        counts = {block: self.spacemap.extra_parents(block) + gain for block, gain in gains.items()}
+        for block, count in counts.items():
+            if count > f.REFERENCE_MAX:
+                raise TooManyLinks(f"block {block} cannot have more than {f.REFERENCE_MAX} extra parents")
+        for block, count in counts.items():
+            self.spacemap.set_extra_parents(block, count)
+        self.changes += 1
+
+    def drop(self, pointer: int, kind: int, level: int) -> None:
+        """A parent lets go of a subtree: its block loses one parent, or, with none left, is freed or queued."""
+        if self.is_hole(pointer):
+            return
+        self.changes += 1
+        if level == 0 and kind != f.KIND_INODES:
+            self.drop_data(pointer, 1)
+            return
+        extra = self.spacemap.extra_parents(pointer)
+        if extra:
+            self.spacemap.set_extra_parents(pointer, extra - 1)
+        else:
+            self._check_bounds(pointer)
+            self.reclaim.push(pointer, kind, level)
+
+    def drop_data(self, start: int, count: int) -> None:
+        """A parent lets go of a run of leaves that have no children."""
+        self.changes += 1
+        spacemap = self.spacemap
+        if not spacemap.references.occupied:
+            spacemap.free_run(start, count)
+        else:
+            for block in range(start, start + count):
+                extra = spacemap.extra_parents(block)
+                if extra:
+                    spacemap.set_extra_parents(block, extra - 1)
+                else:
+                    spacemap.free_run(block, 1)
+                    self.store.forget(block)
+            return
+        if self.store.dirty or self.store.dirty_data:
+            for block in range(start, start + count):
+                self.store.forget(block)
+
+    def drop_children(self, data: Buffer, kind: int, level: int) -> int:
+        """Lets go of all children of a block whose contents are `data`; returns how many there were."""
+        if level == 1 and kind != f.KIND_INODES:
+            return self._drop_leaves(data)
+        found = children(self.store, self.zero_blocks, data, kind, level)
+        for block, child_kind, child_level in found:
+            self.drop(block, child_kind, child_level)
+        return len(found)
+
+    def _drop_leaves(self, data: Buffer) -> int:
+        pointers = [p for p in self.store.words(data) if p != f.NO_BLOCK and p not in self.zero_blocks]
+        for start, count in runs_of(pointers):
+            self.drop_data(start, count)
+        return len(pointers)
+
+    def drop_now(self, pointer: int, kind: int, level: int) -> int:
+        """As `drop`, but a subtree of level 1 is freed at once; returns the number of blocks looked at."""
+        if level != 1 or kind == f.KIND_INODES or self.is_hole(pointer) or self.spacemap.extra_parents(pointer):
+            self.drop(pointer, kind, level)
+            return 1
+        count = self._drop_leaves(self.store.read(pointer))
+        self.drop_data(pointer, 1)
+        return count + 1
+
+    def reclaim_one(self) -> int:
+        """Works off one entry of the reclaim queue; returns the number of blocks looked at, 0 if it was empty."""
+        entry = self.reclaim.pop()
+        if entry is None:
+            return 0
+        self.changes += 1
+        block, kind, level = entry.block, entry.kind, entry.level
+        extra = self.spacemap.extra_parents(block)
+        if extra:
+            self.spacemap.set_extra_parents(block, extra - 1)
+            return 1
+        count = self.drop_children(self.store.read(block), kind, level)
+        self.drop_data(block, 1)
+        return count + 1
+
+    def _check_bounds(self, pointer: int) -> None:
+        if pointer >= self.store.num_blocks:
+            raise Corrupt("pointer beyond the end of the volume", wanted=f"< {self.store.num_blocks}", found=pointer)
+
+
+def runs_of(pointers: list[int]) -> list[tuple[int, int]]:
+    """Block numbers in the order given, gathered into runs of consecutive ones: (first, count)."""
+    if not pointers:
+        return []
+    first, count = pointers[0], len(pointers)
+    if pointers[-1] - first == count - 1 and pointers == list(range(first, first + count)):
+        return [(first, count)]
+    runs: list[tuple[int, int]] = []
+    start = previous = first
+    for pointer in pointers[1:]:
+        if pointer != previous + 1:
+            runs.append((start, previous - start + 1))
+            start = pointer
+        previous = pointer
+    runs.append((start, previous - start + 1))
+    return runs

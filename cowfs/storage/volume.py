@@ -1,0 +1,402 @@
+"""The volume: opening, admission to space, reclaim and the life of its parts. `commit` holds the commit protocol.
+
+Opening for reading takes the newest valid slot whose manifest holds. Opening for writing first flushes the device and
+drops its cached pages (a killed daemon may have left an unflushed superblock in the page cache), then makes an empty
+commit into the other slot before the first block is written, so that both slots name the same state.
+
+Invariants (the whole list with reasons: docs/DESIGN.md):
+- I11 After a failed write or flush nothing is written any more until the volume is opened anew.
+- I12 An operation that was admitted, and a commit, find the blocks they need: what system trees may need in one
+  generation is set aside, and removing has a reserve of its own below writing.
+
+Locking: everything belongs to the single core thread except `SealedCommit.write_out`.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from cowfs.errors import Corrupt, DeviceError, NoSpace, ReadOnly, SpaceShort
+from cowfs.ondisk import format as f
+from cowfs.ondisk.checksums import crc32c
+from cowfs.storage.blockio import BlockStore
+from cowfs.storage.blocktree import BlockTrees, Root, WritableRoot
+from cowfs.storage.commit import SealedCommit, Sealer
+from cowfs.storage.device import Device
+from cowfs.storage.pagedtree import ChecksumTree, PagedTree, tree_capacity_blocks
+from cowfs.storage.reclaim import ReclaimQueue
+from cowfs.storage.spacemap import Freed, SpaceMap
+from cowfs.storage.superblock import Slot, SlotSet, check_features, read_slots
+from cowfs.storage.transaction import Transaction
+from cowfs.storage.tree import LIVE_TREE, Tree
+
+MARGIN_MIN: Final = 12  # blocks that one tier leaves to the next: the tree copies of one operation
+MARGIN_MAX: Final = 32
+WANTS_COMMIT_BYTES: Final = 16 << 20  # dirty metadata after which a commit should begin
+MUST_WAIT_BYTES: Final = 48 << 20  # dirty metadata after which writers should wait for it
+
+
+class Tier(enum.IntEnum):
+    """Who asks for space: each may use what the ones before it must leave."""
+
+    WRITE = 0  # everything that adds
+    REMOVE = 1  # unlink, truncate
+    SYSTEM = 2  # reclaim, snapshot deletion, rollback
+
+
+class Volume:
+    """An open volume. Made by `Volume.open`."""
+
+    def __init__(self, device: Device, slot: Slot, *, read_only_reason: str) -> None:
+        self.device = device
+        self.geometry = slot.geometry
+        self.superblock = slot.superblock
+        self.extension = slot.extension
+        self.notes: list[str] = []
+        self.foreign = slot.extension is None
+        self.read_only_reason = read_only_reason
+        self.latched = False
+        self.inline_commits = True
+        self.before_seal: list[Callable[[], None]] = []
+        self.newest_slot = slot.number
+        self.serial = slot.serial
+        self.slots_agree = False
+        self.manifest_pending = False  # the newest slot has a manifest that opening would have to verify
+        self.clock: Callable[[], int] = time.time_ns
+        self.commits = 0
+        self.store = BlockStore(device, slot.geometry)
+        zero = slot.extension.zero_blocks if slot.extension else ()
+        self.zero_blocks: tuple[int, ...] = zero
+        self.tx: Transaction | None = None
+        self.spacemap: SpaceMap | None = None
+        self.system_trees: list[PagedTree] = []
+        if slot.extension is not None:
+            self._open_system(slot.superblock, slot.extension)
+        self.trees = BlockTrees(self.store, zero, self.tx)
+        self.live = Tree(self.trees, LIVE_TREE, slot.superblock, writable=not read_only_reason)
+        self._sealed_changes = 0
+        self._changes_before = 0  # when the running operation began; making room for it does not count
+        self._sealer = Sealer(self)
+        self._in_flight: SealedCommit | None = None
+        self._held_back = Freed()  # freed in the newest durable generation: reusable after the next one (I2)
+        self._floors = self._tier_floors()
+
+    # --- opening ---
+
+    @classmethod
+    def open(cls, device: Device, *, read_only: bool = False, superblock: int | None = None, base: int = 0) -> Volume:
+        """Opens the volume on `device` at byte `base`; `superblock` (1 or 2) insists on that slot's state.
+
+        Raises NotAVolume, Corrupt, Unsupported, DeviceError. A foreign volume, and one with unknown read-only compatible
+        features, opens read-only; `notes` says so.
+        """
+        if not read_only and not device.read_only:
+            device.flush()
+            device.drop_cache()
+        slots = read_slots(device, base)
+        notes = list(slots.notes)
+        slot = _choose(device, slots, superblock, notes)
+        reason = "opened read-only" if read_only else "the image is read-only" if device.read_only else ""
+        if slot.extension is None:
+            reason = reason or "a foreign volume, without the cowfs extension area: never written"
+        else:
+            unknown = check_features(slot.extension)
+            reason = reason or unknown
+        if not read_only and reason:
+            notes.append(f"read-only: {reason}")
+        volume = cls(device, slot, read_only_reason=reason)
+        volume.notes = notes
+        volume.serial = max(slots.serial_max, slot.serial)
+        if not volume.read_only:
+            volume.commit_empty()
+        return volume
+
+    def _open_system(self, superblock: f.Superblock, extension: f.Extension) -> None:
+        store, zero = self.store, extension.zero_blocks
+        if len(set(zero)) != f.ZERO_BLOCK_COUNT or any(z >= store.num_blocks for z in zero):
+            raise Corrupt("zero blocks", wanted="four numbers in the volume", found=zero)
+        self.checksums = ChecksumTree(store, zero, extension.checksums, extension.checksum_checks)
+        self.bitmap = PagedTree("bitmap", store, zero, superblock.bitmap)
+        self.references = PagedTree("references", store, zero, extension.references)
+        self.snapshots = PagedTree("snapshots", store, zero, extension.snapshots)
+        self.snapshot_index = PagedTree("snapshot_index", store, zero, extension.snapshot_index)
+        self.reclaim_tree = PagedTree("reclaim", store, zero, extension.reclaim)
+        self.settings = PagedTree("settings", store, zero, extension.settings)
+        for tree, wanted in (
+            (self.checksums, store.num_blocks * f.CHECKSUM_SIZE),
+            (self.references, store.num_blocks * f.REFERENCE_SIZE),
+            (self.bitmap, -(-store.num_blocks // 8)),
+        ):
+            if tree.size != wanted:
+                raise Corrupt(f"{tree.name} tree: size", wanted=wanted, found=tree.size)
+        store.checksums = self.checksums
+        store.on_write_error = self.latch
+        self.system_trees = [
+            self.bitmap,
+            self.references,
+            self.snapshots,
+            self.snapshot_index,
+            self.reclaim_tree,
+            self.settings,
+            self.checksums,
+        ]
+        self.spacemap = SpaceMap(
+            store,
+            self.bitmap,
+            self.references,
+            self.checksums,
+            free=superblock.free_blocks,
+            hints=(extension.data_hint, extension.metadata_hint),
+        )
+        self.bitmap.evictable = self.spacemap.evictable
+        self.reclaim = ReclaimQueue(self.reclaim_tree, extension.reclaim_count)
+        self.tx = Transaction(store, self.spacemap, self.reclaim, zero)
+
+    # --- state ---
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing may be written."""
+        return bool(self.read_only_reason)
+
+    def check_writable(self) -> None:
+        """Raises ReadOnly, with the reason, where nothing may be written."""
+        if self.read_only_reason:
+            raise ReadOnly(f"read-only: {self.read_only_reason}")
+
+    def latch(self, error: BaseException) -> None:
+        """Turns the volume read-only until it is opened anew (I11)."""
+        if not self.latched:
+            self.latched = True
+            self.read_only_reason = f"after an error: {error}"
+            self.notes.append(f"the volume is read-only from now on: {error}")
+
+    @contextmanager
+    def operation(self) -> Iterator[None]:
+        """Around one change: a failure after the first change of state must never be committed, so it latches."""
+        assert self.tx is not None
+        self._changes_before = self.tx.changes
+        try:
+            yield
+        except BaseException as error:
+            if self.tx.changes != self._changes_before and not self.read_only:
+                self.latch(error)
+            raise
+
+    def token(self, root: Root) -> WritableRoot:
+        """See BlockTrees.token."""
+        return self.trees.token(root)
+
+    @property
+    def epoch(self) -> int:
+        """Grows whenever a remembered "this is writable" dies: at each seal, snapshot and clone."""
+        return self.trees.epoch
+
+    def next_generation(self) -> int:
+        """A new inode generation (32 bits are stored); the counter never goes back, rollback included."""
+        assert self.extension is not None
+        self.extension.generation += 1
+        return self.extension.generation & 0xFFFFFFFF
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is something that a commit would make durable."""
+        return self.tx is not None and self.tx.changes != self._sealed_changes
+
+    @property
+    def wants_commit(self) -> bool:
+        """Whether so much is dirty in memory that a commit should begin now."""
+        return self._dirty_bytes() > WANTS_COMMIT_BYTES
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether so much is dirty in memory that writers should wait for a commit."""
+        return self._dirty_bytes() > MUST_WAIT_BYTES
+
+    def _dirty_bytes(self) -> int:
+        pages = len(self.store.dirty) + sum(tree.dirty_count for tree in self.system_trees)
+        return pages * self.store.block_size
+
+    # --- space ---
+
+    def _tier_floors(self) -> dict[Tier, int]:
+        geometry = self.geometry
+        blocks = geometry.num_blocks
+        reserve = (
+            tree_capacity_blocks(geometry, -(-blocks // 8))
+            + tree_capacity_blocks(geometry, blocks * f.CHECKSUM_SIZE, ChecksumTree.entry_words)
+            + tree_capacity_blocks(geometry, blocks * f.REFERENCE_SIZE)
+            + self.margin
+        )
+        return {Tier.WRITE: reserve + 2 * self.margin, Tier.REMOVE: reserve, Tier.SYSTEM: reserve}
+
+    @property
+    def margin(self) -> int:
+        """Blocks that one tier leaves to the next."""
+        return max(MARGIN_MIN, min(MARGIN_MAX, self.geometry.num_blocks // 128))
+
+    def admit(self, blocks: int, tier: Tier = Tier.WRITE) -> None:
+        """Before an operation changes anything: makes sure of `blocks` free blocks (its data and its tree copies).
+
+        Raises SpaceShort where a commit or reclaim would help (only with `inline_commits` off; else that is done here,
+        so tokens taken before are void), NoSpace where nothing helps. Removing never needs more than the margin, since
+        what an estimate says beyond that is for shapes that a full volume of this size cannot have.
+        """
+        assert self.spacemap is not None and self.tx is not None
+        wanted = self._floors[tier] + (blocks if tier is Tier.WRITE else min(blocks, self.margin))
+        while self.spacemap.available < wanted:
+            if not (self.spacemap.held or self.reclaim.count or self._in_flight):
+                raise NoSpace
+            if not self.inline_commits:
+                raise SpaceShort
+            self.make_room()
+            self._changes_before = self.tx.changes
+
+    def make_room(self) -> None:
+        """Drives reclaim and commits, which bring freed blocks forward."""
+        self.reclaim_slice()
+        self.commit()
+        self.commit()
+
+    def reclaim_slice(self, blocks: int = 4096) -> bool:
+        """Drops up to about `blocks` blocks of the reclaim queue; True while more waits."""
+        if self.tx is None or self.read_only:
+            return False
+        with self.operation():
+            while blocks > 0:
+                done = self.tx.reclaim_one()
+                if done == 0:
+                    return False
+                blocks -= done
+        return self.reclaim.count > 0
+
+    def free_blocks_for_statfs(self) -> tuple[int, int]:
+        """(free now or after the next commits, thereof what ordinary writes may use)."""
+        if self.spacemap is None:
+            return self.superblock.free_blocks, 0
+        free = self.spacemap.free
+        return free, max(0, free - self._floors[Tier.WRITE])
+
+    # --- commit ---
+
+    def seal(self, *, complete: bool = False) -> SealedCommit:
+        """Ends the open generation: everything that was done becomes a commit to be written out by any thread.
+
+        `complete`: without a manifest. Nothing else of the volume runs meanwhile; a failure latches.
+        """
+        self.check_writable()
+        assert self._in_flight is None, "one commit at a time"
+        assert self.tx is not None
+        try:
+            for hook in self.before_seal:
+                hook()
+            changed = self.dirty
+            sealed = self._sealer.seal(changed=changed, complete=complete)
+        except BaseException as error:
+            self.latch(error)
+            raise
+        self._sealed_changes = self.tx.changes
+        self.trees.epoch += 1
+        self._in_flight = sealed
+        return sealed
+
+    def publish(self, sealed: SealedCommit) -> None:
+        """The commit is durable: its slot is the newest, and what was freed a generation before may be reused (I2)."""
+        assert sealed is self._in_flight and self.spacemap is not None
+        self._in_flight = None
+        self.newest_slot = sealed.slot
+        self.serial = sealed.serial
+        self.slots_agree = not sealed.changed
+        self.manifest_pending = sealed.manifest_count > 0
+        self.commits += 1
+        self.spacemap.release(self._held_back)
+        self._held_back = sealed.freed
+        self.store.sealed = {}
+        for block in sealed.metadata:
+            self.store.keep(block, sealed.blocks[block])
+        for tree in self.system_trees:
+            tree.trim_cache()
+
+    def publish_failed(self, sealed: SealedCommit, error: BaseException) -> None:
+        """The write-out failed: it may or may not be on the medium, so nothing is written any more (I11)."""
+        assert sealed is self._in_flight
+        self._in_flight = None
+        self.latch(error)
+
+    @property
+    def committing(self) -> bool:
+        """Whether a sealed commit is being written out."""
+        return self._in_flight is not None
+
+    def commit(self, *, complete: bool = False) -> None:
+        """Seal, write out and publish in one go. Raises DeviceError (and latches) when the device fails."""
+        sealed = self.seal(complete=complete)
+        try:
+            sealed.write_out()
+        except BaseException as error:
+            self.publish_failed(sealed, error)
+            raise
+        self.publish(sealed)
+
+    def commit_empty(self) -> None:
+        """Names the present state in the other slot as well."""
+        assert not self.dirty
+        self.commit(complete=True)
+
+    def settle(self) -> None:
+        """A clean end: everything committed, both slots complete and naming the same state, slot 1 newest."""
+        if self.read_only:
+            return
+        for hook in self.before_seal:
+            hook()
+        if self.dirty:
+            self.commit(complete=True)
+        while not self.slots_agree or self.newest_slot != 1 or self.manifest_pending:
+            self.commit(complete=True)
+
+    def close(self) -> None:
+        """Settles where the volume is writable, and closes the device in any case."""
+        try:
+            self.settle()
+        finally:
+            self.device.close()
+
+
+def _choose(device: Device, slots: SlotSet, wanted: int | None, notes: list[str]) -> Slot:
+    """The slot whose state is opened: the newest whose manifest holds, or the one insisted on."""
+    if wanted is not None:
+        if wanted not in slots.slots:
+            raise Corrupt(f"superblock slot {wanted} is not valid")
+        return slots.slots[wanted]
+    newest = slots.newest
+    problem = manifest_problem(device, newest)
+    if not problem:
+        return newest
+    other = slots.slots.get(3 - newest.number)
+    if other is None or other.extension is None:
+        raise Corrupt(
+            f"slot {newest.number} names a block that was not written ({problem}), and there is no other slot"
+        )
+    notes.append(
+        f"slot {newest.number} (serial {newest.serial}) was not completely written ({problem}); using the other"
+    )
+    return other
+
+
+def manifest_problem(device: Device, slot: Slot) -> str:
+    """Why the slot's manifest does not hold, an empty string where it does."""
+    geometry = slot.geometry
+    for entry in slot.manifest:
+        if entry.block >= geometry.num_blocks:
+            return f"manifest names block {entry.block}"
+        try:
+            data = device.read(geometry.block_offset(entry.block), geometry.block_size)
+        except DeviceError as error:
+            return str(error)
+        if crc32c(data) != entry.checksum:
+            return f"block {entry.block}"
+    return ""
