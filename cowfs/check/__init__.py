@@ -1,0 +1,9 @@
+"""Is a volume sound? A checker that counts for itself, and dumps of everything that a volume holds.
+
+Nothing here uses the logic of the storage room; only its devices.
+"""
+
+from cowfs.check.check import check_device, check_image
+from cowfs.check.problem import KINDS, Counts, Kind, Problem, Report
+
+__all__ = ["KINDS", "Counts", "Kind", "Problem", "Report", "check_device", "check_image"]
