@@ -1,0 +1,208 @@
+"""What all operations share: the parts of one tree, who uses its inodes, and the end of an inode's life.
+
+Duty: `Core` holds the inode table, directories, long names, attributes and orphans of one tree, writes them back when a
+commit is sealed, and keeps the counts of users by which an unlinked inode becomes an orphan or is freed.
+
+Every operation goes: check arguments and read, ask for space (`Volume.admit`), make the inodes writable, change. After the
+first change only a failing device or damage can stop it, and then the volume is latched (`Volume.operation`).
+
+Locking: the core thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from cowfs.errors import (
+    Corrupt,
+    Exists,
+    InvalidArgument,
+    NameTooLong,
+    NoSpace,
+    NotADirectory,
+    NotFound,
+    ReadOnly,
+    Stale,
+)
+from cowfs.fs.attributes import AtimeMode
+from cowfs.fs.directory import Directories, Directory
+from cowfs.fs.inode import Inode, InodeTable
+from cowfs.fs.longnames import LongNames
+from cowfs.fs.orphans import OrphanList
+from cowfs.fs.space import inode_cost, orphan_cost
+from cowfs.fs.xattr import Xattrs
+from cowfs.ondisk import format as f
+from cowfs.storage.tree import Tree
+from cowfs.storage.volume import Tier, Volume
+
+_log = logging.getLogger(__name__)
+
+
+class Core:
+    """One tree of files on a volume, and its users."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        *,
+        clock: Callable[[], int],
+        atime: AtimeMode,
+        tree: Tree | None,
+    ) -> None:
+        self.volume = volume
+        self.tree = tree or volume.live
+        self.inodes = InodeTable(volume, self.tree)
+        self._names = LongNames(volume, self.tree)
+        self.directories = Directories(volume, self.tree, self._names)
+        self.xattrs = Xattrs(volume, self.inodes)
+        self._clock = clock
+        self._atime = atime
+        self._geometry = volume.geometry
+        self._trees = volume.trees
+        self._users: dict[int, int] = {}
+        self._orphans: OrphanList | None = None
+        self._late_orphans: set[int] = set()  # without users, but there was no space to free them
+        if self.tree.writable:
+            self._orphans = OrphanList(volume, self.inodes)
+            volume.before_seal.append(self._write_back)
+            self._release_orphans(self._orphans)
+
+    # --- users ---
+
+    def hold(self, ino: int, count: int = 1) -> None:
+        """Adds users (kernel lookups, open handles) to an inode: while it has any, unlinking does not free it."""
+        self._users[ino] = self._users.get(ino, 0) + count
+
+    def unhold(self, ino: int, count: int = 1) -> None:
+        """Takes users away; when the last one leaves an orphan, it is freed. Raises Corrupt, DeviceError."""
+        left = self._users[ino] - count
+        assert left >= 0, f"inode {ino} was held less often than it was let go"
+        if left:
+            self._users[ino] = left
+            return
+        del self._users[ino]
+        if self._orphans is not None and ino in self._orphans:
+            self._late_orphans.add(ino)
+            self.free_orphans()
+
+    def users(self, ino: int) -> int:
+        """How many users an inode has."""
+        return self._users.get(ino, 0)
+
+    def free_orphans(self) -> None:
+        """Frees the orphans without users; what there is no space for waits for the next call, or mount."""
+        orphans = self._orphans
+        while self._late_orphans and orphans is not None and not self.volume.read_only:
+            number = next(iter(self._late_orphans))
+            try:
+                self._free_orphan(orphans, number)
+            except NoSpace:
+                return
+            self._late_orphans.discard(number)
+
+    def _free_orphan(self, orphans: OrphanList, number: int) -> None:
+        with self.volume.operation():
+            inode = self.inodes.find(number)
+            self.volume.admit(orphan_cost(self.tree, orphans.levels) + inode_cost(self.tree, 2), Tier.REMOVE)
+            if inode is None or inode.links or inode.is_hidden:
+                self._note(f"inode {number} was on the list of orphans but is none; taken off")
+                orphans.remove(number)
+            else:
+                self.inodes.make_writable(inode)
+                orphans.remove(number)
+                self._free(inode)
+
+    def _release_orphans(self, orphans: OrphanList) -> None:
+        """After a crash: frees what was unlinked while open. Only a link count of 0 proves an orphan."""
+        for number in orphans:
+            try:
+                self._free_orphan(orphans, number)
+            except NoSpace:
+                self._note("no space to free all orphans; the next mount tries again")
+                return
+            except Corrupt as error:
+                self._note(f"orphan {number} stays: {error}")
+                if self.volume.read_only:
+                    return
+
+    def _note(self, text: str) -> None:
+        self.volume.notes.append(text)
+        _log.warning("%s", text)
+
+    def _unlinked(self, inode: Inode) -> None:
+        """The last name of a writable inode is gone."""
+        orphans = self._orphans
+        assert orphans is not None
+        if inode.number in self._users:
+            orphans.add(inode.number)
+        else:
+            self._free(inode)
+
+    def _free(self, inode: Inode) -> None:
+        """Lets go of all that a writable inode has, and of the inode."""
+        self.xattrs.drop(inode)
+        if inode.has_data:
+            self._trees.drop_all(self.inodes.make_writable(inode))
+        self.directories.forget(inode.number)
+        self.inodes.release(inode)
+
+    # --- commits ---
+
+    def _write_back(self) -> None:
+        self.inodes.write_back()
+        self._names.write_back()
+
+    # --- what operations begin with ---
+
+    def _check_writable(self) -> None:
+        self.volume.check_writable()
+        if not self.tree.writable:
+            raise ReadOnly("a snapshot is read-only")
+
+    def _inode(self, ino: int) -> Inode:
+        """The inode that a user names. Raises Stale, Corrupt, DeviceError."""
+        inode = self.inodes.cached.get(ino)
+        if inode is None:
+            inode = self.inodes.find(ino)
+        if inode is None or inode.flags & f.INODE_FLAG_HIDDEN:
+            raise Stale(f"inode {ino} is not in use")
+        return inode
+
+    def _directory(self, ino: int) -> tuple[Inode, Directory]:
+        inode = self._inode(ino)
+        if not inode.is_directory:
+            raise NotADirectory
+        return inode, self.directories.open(inode)
+
+    def _directory_for_change(self, ino: int) -> tuple[Inode, Directory]:
+        self._check_writable()
+        inode, directory = self._directory(ino)
+        if inode.links == 0:
+            raise NotFound("the directory was removed")
+        return inode, directory
+
+    def _entry(self, directory: Directory, name: bytes) -> tuple[int, Inode]:
+        """Index and inode of the entry `name`. Raises NotFound, Corrupt, DeviceError."""
+        index = directory.find(name)
+        if index < 0:
+            raise NotFound
+        return index, self.inodes.get(directory.number(index), "a directory entry")
+
+    def _check_new(self, directory: Directory, name: bytes) -> None:
+        """Raises unless `name` can be a new entry of the directory."""
+        check_name(name)
+        if directory.find(name) >= 0:
+            raise Exists
+        if len(name) > f.SHORT_NAME_MAX:
+            self._names.prepare()
+
+
+def check_name(name: bytes) -> None:
+    """Raises NotFound, NameTooLong or InvalidArgument for what can be no name of an entry."""
+    if not name:
+        raise NotFound("an empty name")
+    if len(name) > f.NAME_MAX:
+        raise NameTooLong
+    if b"/" in name or b"\0" in name:
+        raise InvalidArgument("a name has no '/' and no NUL byte")

@@ -1,0 +1,301 @@
+"""The filesystem as its users see it: numbers and bytes in, attributes and bytes out, `CowfsError` for what goes wrong.
+
+Synchronous and single-threaded; it knows neither FUSE nor trio. This module has the operations on inodes (data, attributes,
+extended attributes, the volume's numbers); `names` has those on names, `core` what they share.
+
+Locking: the core thread only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+import time
+from collections.abc import Callable
+from typing import Final
+
+from cowfs.errors import Corrupt, FileTooBig, InvalidArgument, IsADirectory, NoSpace, NotPermitted
+from cowfs.fs.attributes import NANOSECONDS, AtimeMode, Attributes, Caller, Statfs
+from cowfs.fs.inode import Inode, clamp_time
+from cowfs.fs.listing import Listing
+from cowfs.fs.names import NameOperations
+from cowfs.fs.space import data_cost, inode_cost, path
+from cowfs.fs.xattr import check_name as check_xattr_name
+from cowfs.ondisk import format as f
+from cowfs.ondisk.records import Buffer
+from cowfs.storage.tree import Tree
+from cowfs.storage.volume import Tier, Volume
+
+LATE_ATIMES_MAX: Final = 8192  # access times kept in memory before they are written for their own sake
+_DAY: Final = 24 * 3600 * NANOSECONDS
+_PERMISSIONS: Final = 0o7777
+
+
+class Filesystem(NameOperations):
+    """One tree of files: the live one of a volume, or `tree`. On a writable one, creation frees the orphans of a crash.
+
+    `clock` gives the time in nanoseconds since 1970.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        *,
+        clock: Callable[[], int] = time.time_ns,
+        atime: AtimeMode = AtimeMode.RELATIME,
+        tree: Tree | None = None,
+    ) -> None:
+        super().__init__(volume, clock=clock, atime=atime, tree=tree)
+
+    # --- attributes ---
+
+    def getattr(self, ino: int) -> Attributes:
+        """Raises Stale for an inode that is not in use, Corrupt, DeviceError."""
+        inode = self._inode(ino)
+        return inode.attributes or self.inodes.attributes(inode)
+
+    def setattr(
+        self,
+        ino: int,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        size: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+        ctime_ns: int | None = None,
+        caller: Caller | None = None,
+    ) -> Attributes:
+        """Changes what is given; the new attributes.
+
+        A new owner takes setuid and setgid away from everything but directories, unless `mode` says otherwise; so does a
+        new size, unless `caller` is root. ctime moves with every change, to `ctime_ns` if that is given. Times that the
+        format cannot hold become the nearest that it can. Raises what `truncate` raises.
+        """
+        self._check_writable()
+        inode = self._inode(ino)
+        if size is not None:
+            self._truncate(inode, size, caller is None or caller.uid != 0)
+        with self.volume.operation():
+            self.volume.admit(inode_cost(self.tree, 1), Tier.REMOVE)
+            self.inodes.make_writable(inode)
+            if mode is not None:
+                inode.mode = stat.S_IFMT(inode.mode) | (mode & _PERMISSIONS)
+            if uid is not None or gid is not None:
+                inode.uid = inode.uid if uid is None else uid
+                inode.gid = inode.gid if gid is None else gid
+                if mode is None and not inode.is_directory:
+                    inode.mode = without_privileges(inode.mode)
+            if atime_ns is not None:
+                inode.atime = clamp_time(atime_ns)
+            if mtime_ns is not None:
+                inode.mtime = clamp_time(mtime_ns)
+            inode.ctime = self._now() if ctime_ns is None else clamp_time(ctime_ns)
+        return self.inodes.attributes(inode)
+
+    def touch_atime(self, ino: int) -> None:
+        """The inode's contents were read: moves its access time as the mode of the mount says.
+
+        In memory; it is written with other changes nearby, or at the end.
+        """
+        mode = self._atime
+        if mode is AtimeMode.NOATIME or self.volume.read_only or not self.tree.writable:
+            return
+        inode = self._inode(ino)
+        now = self._now()
+        atime = inode.atime
+        if mode is AtimeMode.RELATIME and inode.mtime < atime and inode.ctime < atime and now - atime < _DAY:
+            return
+        if self.inodes.set_atime_late(inode, now) > LATE_ATIMES_MAX:
+            self._write_late_atimes()
+
+    def _write_late_atimes(self) -> None:
+        leaves = self.inodes.late_atime_leaves
+        if not leaves:
+            return
+        with self.volume.operation():
+            try:
+                self.volume.admit(leaves * path(self.tree.inodes))
+            except NoSpace:
+                self.inodes.forget_late_atimes()
+            else:
+                self.inodes.write_late_atimes()
+
+    # --- data ---
+
+    def read(self, ino: int, offset: int, size: int) -> bytes:
+        """At most `size` bytes from byte `offset` on, fewer only at the end of the file; holes are zeros.
+
+        Raises IsADirectory, InvalidArgument for what has no data, Corrupt, DeviceError.
+        """
+        inode = self._inode(ino)
+        _check_regular(inode)
+        return self._trees.read(inode.root, offset, size)
+
+    def write(self, ino: int, offset: int, data: Buffer, *, kill_privileges: bool = True) -> int:
+        """Stores bytes at byte `offset`, beyond the end too; the number stored, less than given only at the size limit.
+
+        `kill_privileges`: the writer may not keep setuid, and setgid of a file that its group may execute. Raises
+        FileTooBig, NoSpace, IsADirectory, InvalidArgument, Corrupt, DeviceError.
+        """
+        self._check_writable()
+        inode = self._inode(ino)
+        _check_regular(inode)
+        size = len(data)
+        if offset < 0:
+            raise InvalidArgument("a negative offset")
+        if not size:
+            return 0
+        room = self._geometry.file_size_max - offset
+        if room <= 0:
+            raise FileTooBig
+        if size > room:
+            data = memoryview(data)[:room]
+            size = room
+        with self.volume.operation():
+            self.volume.admit(data_cost(self.tree, self._geometry, offset, size))
+            root = self.inodes.make_writable(inode)
+            self._trees.write(root, offset, data)
+            inode.mtime = inode.ctime = self._now()
+            if kill_privileges and inode.mode & (stat.S_ISUID | stat.S_ISGID):
+                inode.mode = without_privileges(inode.mode)
+        return size
+
+    def truncate(self, ino: int, size: int, *, kill_privileges: bool = True) -> Attributes:
+        """Sets the size in bytes: what lies beyond is gone, what is new reads as zeros. mtime moves even if it is equal.
+
+        Raises FileTooBig, InvalidArgument, IsADirectory, NoSpace, Corrupt, DeviceError.
+        """
+        self._check_writable()
+        inode = self._inode(ino)
+        self._truncate(inode, size, kill_privileges)
+        return self.inodes.attributes(inode)
+
+    def _truncate(self, inode: Inode, size: int, kill_privileges: bool) -> None:
+        _check_regular(inode)
+        if size < 0:
+            raise InvalidArgument("a negative size")
+        if size > self._geometry.file_size_max:
+            raise FileTooBig
+        tier = Tier.WRITE if size > inode.root.size else Tier.REMOVE
+        with self.volume.operation():
+            self.volume.admit(inode_cost(self.tree, 1) + 2 * (f.LEVEL_MAX + 1), tier)
+            root = self.inodes.make_writable(inode)
+            if size != inode.root.size:
+                self._trees.resize(root, size)
+            inode.mtime = inode.ctime = self._now()
+            if kill_privileges and inode.mode & (stat.S_ISUID | stat.S_ISGID):
+                inode.mode = without_privileges(inode.mode)
+
+    def readlink(self, ino: int) -> bytes:
+        """The target of a symbolic link. Raises InvalidArgument for anything else, Corrupt, DeviceError."""
+        inode = self._inode(ino)
+        if not inode.is_symlink:
+            raise InvalidArgument("not a symbolic link")
+        target = self._trees.read(inode.root, 0, inode.root.size)
+        if not target:
+            raise Corrupt(f"inode {ino}: a symlink without a target")
+        return target
+
+    def listing(self, ino: int) -> Listing:
+        """Begins to list a directory. Raises NotADirectory, Corrupt, DeviceError."""
+        return Listing(self, ino)
+
+    # --- extended attributes ---
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        """The value of an attribute. Raises NoAttribute, NotSupported, OutOfRange, Corrupt, DeviceError."""
+        inode = self._inode(ino)
+        if inode.xattr_inode == 0 or inode.xattr_index is None or name not in inode.xattr_index:
+            # A name that cannot be set on this type is not there: `get` says so.
+            with contextlib.suppress(NotPermitted):
+                check_xattr_name(inode, name)
+        return self.xattrs.get(inode, name)
+
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Sets an attribute; `flags` may insist on a new (XATTR_CREATE) or an old one (XATTR_REPLACE).
+
+        Raises Exists, NoAttribute, AttributeTooBig, NotSupported, OutOfRange, NotPermitted, InvalidArgument, NoSpace.
+        """
+        self._check_writable()
+        inode = self._inode(ino)
+        check_xattr_name(inode, name)
+        data = self.xattrs.with_value(inode, name, value, flags)
+        with self.volume.operation():
+            if not inode.xattr_inode:
+                self.inodes.prepare_allocation()
+            cost = data_cost(self.tree, self._geometry, 0, len(data))
+            self.volume.admit(cost + inode_cost(self.tree, 1))
+            self.inodes.make_writable(inode)
+            now = self._now()
+            self.xattrs.store(inode, data, now)
+            inode.ctime = now
+
+    def removexattr(self, ino: int, name: bytes) -> None:
+        """Removes an attribute. Raises NoAttribute, NotSupported, OutOfRange, NoSpace."""
+        self._check_writable()
+        inode = self._inode(ino)
+        check_xattr_name(inode, name)
+        data = self.xattrs.without(inode, name)
+        with self.volume.operation():
+            cost = data_cost(self.tree, self._geometry, 0, max(len(data), 1))
+            self.volume.admit(cost + inode_cost(self.tree, 1), Tier.REMOVE)
+            self.inodes.make_writable(inode)
+            now = self._now()
+            self.xattrs.store(inode, data, now)
+            inode.ctime = now
+
+    def listxattr(self, ino: int) -> list[bytes]:
+        """The names of all attributes. Raises Corrupt, DeviceError."""
+        return self.xattrs.names(self._inode(ino))
+
+    # --- the whole ---
+
+    def statfs(self) -> Statfs:
+        """The volume's numbers. Inodes grow on demand, so free ones are what free blocks could hold."""
+        geometry = self._geometry
+        free, available = self.volume.free_blocks_for_statfs()
+        more = 0 if self.volume.foreign else available * geometry.inodes_per_block
+        used = self.tree.num_inodes - self.tree.free_inodes
+        files_free = min(self.tree.free_inodes + more, f.INODE_COUNT_MAX - used)
+        return Statfs(
+            geometry.block_size, geometry.num_blocks, free, available, used + files_free, files_free, f.NAME_MAX
+        )
+
+    def sync(self) -> None:
+        """Makes everything done so far durable."""
+        self.volume.check_writable()
+        if self.volume.dirty:
+            self.volume.commit()
+
+    def close(self) -> None:
+        """Writes the access times that wait in memory and settles the volume; the device stays open."""
+        if not self.volume.read_only:
+            if self.tree.writable:
+                self.free_orphans()
+                self._write_late_atimes()
+            self.volume.settle()
+
+    # --- for the parts of this package ---
+
+    def inode(self, ino: int) -> Inode:
+        """The inode in memory. Raises Stale, Corrupt, DeviceError."""
+        return self._inode(ino)
+
+    def entry_attributes(self, ino: int) -> Attributes:
+        """Attributes of an inode that a directory entry names. Raises Corrupt, DeviceError."""
+        return self.inodes.attributes(self.inodes.get(ino, "a directory entry"))
+
+
+def without_privileges(mode: int) -> int:
+    """A mode without setuid, and without setgid where the group may execute (else it marks mandatory locking)."""
+    mode &= ~stat.S_ISUID
+    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
+
+
+def _check_regular(inode: Inode) -> None:
+    if not inode.is_regular:
+        if inode.is_directory:
+            raise IsADirectory
+        raise InvalidArgument("not a regular file")

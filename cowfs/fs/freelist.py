@@ -1,0 +1,63 @@
+"""Finding something free at bounded cost: free inodes (a unit is a leaf of the inode file), free long-name slots.
+
+Invariant: every unit below `frontier` with something free is in the list of known ones. So the lower of the two is a
+true hint for the next mount ("nothing below is free"), and a search that gives up has lost nothing: it goes on where it
+stopped. Units at and behind the frontier are looked at a few per call, so that no call walks a whole file.
+
+Locking: the core thread only.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+KNOWN_MAX = 1 << 16  # units kept in memory; more are found again by the frontier
+PROBE_MAX = 64  # units that one call looks at
+
+
+class FreeList:
+    """The free units of a file. `probe(unit)` tells whether the unit has something free."""
+
+    __slots__ = ("_heap", "_known", "_probe", "frontier")
+
+    def __init__(self, start: int, probe: Callable[[int], bool]) -> None:
+        self.frontier = start
+        self._probe = probe
+        self._heap: list[int] = []
+        self._known: set[int] = set()
+
+    def find(self, end: int, probes: int = PROBE_MAX) -> int | None:
+        """The lowest known unit with something free, or the first of at most `probes` further ones below `end`.
+
+        None: nothing found within the bound. The unit stays in the list; it leaves it when it is seen to be full.
+        """
+        heap = self._heap
+        while heap:
+            if self._probe(heap[0]):
+                return heap[0]
+            self._known.discard(heapq.heappop(heap))
+        stop = min(end, self.frontier + probes)
+        while self.frontier < stop:
+            unit = self.frontier
+            self.frontier += 1
+            if self._probe(unit):
+                self.add(unit)
+                return unit
+        return None
+
+    def add(self, unit: int) -> None:
+        """`unit` has something free now."""
+        if unit in self._known:
+            return
+        self._known.add(unit)
+        heapq.heappush(self._heap, unit)
+        if len(self._heap) > KNOWN_MAX:
+            self.frontier = min(self.frontier, self._heap[0])
+            self._heap.clear()
+            self._known.clear()
+
+    @property
+    def hint(self) -> int:
+        """A unit below which nothing is free."""
+        return min(self._heap[0], self.frontier) if self._heap else self.frontier
