@@ -1,0 +1,117 @@
+"""Commands for a volume in an image or behind a mount: `info`, `check`, `dump`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import click
+
+from cowfs import control
+from cowfs.cli.output import require_mount, show_json, show_table, size_text, time_text
+from cowfs.errors import Busy, CowfsError
+from cowfs.fuse import mounts
+from cowfs.storage.device import FileDevice
+
+EXIT_OPERATIONAL = 8
+"""fsck(8)'s code for a check that could not be made."""
+
+
+@contextlib.contextmanager
+def unmounted(image: str) -> Iterator[FileDevice]:
+    """The device of an image that nobody is writing to. Raises Busy, DeviceError."""
+    found = [mount for mount in mounts.of_image(image) if not mounts.is_dead(mount)]
+    if found:
+        raise Busy(f"{image} is mounted on {found[0].mountpoint}")
+    device = FileDevice.open(image, read_only=True)
+    try:
+        device.lock(exclusive=False)
+        yield device
+    finally:
+        device.close()
+
+
+@click.command()
+@click.argument("target", metavar="IMAGE|MNT", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def info(target: str, as_json: bool) -> None:
+    """Show what a volume is, how full it is, and where it is mounted."""
+    reply = _describe(target)
+    if as_json:
+        show_json(reply)
+    else:
+        show_table(_info_rows(reply))
+
+
+def _describe(target: str) -> control.Reply:
+    command = control.Command(("info",))
+    if os.path.isdir(target) or mounts.at(target) is not None:
+        return control.send(require_mount(target).mountpoint, command)
+    for mount in mounts.of_image(target):
+        if not mounts.is_dead(mount):
+            return control.send(mount.mountpoint, command)
+    from cowfs.fs.filesystem import Filesystem
+    from cowfs.storage.volume import Volume
+
+    device = FileDevice.open(target, read_only=True)
+    try:
+        device.lock(exclusive=False)
+        return control.run(command, control.Offline(Filesystem(Volume.open(device, read_only=True))))
+    finally:
+        device.close()
+
+
+def _info_rows(reply: control.Reply) -> list[tuple[str, str]]:
+    label = [("label", reply["label"])] if reply["label"] else []
+    version = f", format {reply['format_version']}" if reply["format_version"] is not None else ""
+    order = f", {reply['byte_order']}-endian"
+    rows = [
+        ("image", reply["image"]),
+        *label,
+        ("UUID", reply["uuid"]),
+        ("kind", reply["kind"] + version + order),
+        ("formatted", time_text(reply["formatted"])),
+        ("size", f"{size_text(reply['size'])} in blocks of {reply['block_size']} bytes"),
+        ("free", size_text(reply["free"])),
+        ("available", size_text(reply["available"])),
+        ("inodes", f"{reply['inodes'] - reply['inodes_free']} used, {reply['inodes_free']} free"),
+        ("commit", str(reply["serial"])),
+    ]
+    mount = reply["mount"]
+    if mount is None:
+        rows.append(("mounted", "no"))
+    else:
+        rows.append(("mounted", f"on {mount['mountpoint']} by process {mount['pid']} ({mount['options']})"))
+        if reply["read_only"]:
+            rows.append(("read-only", reply["read_only_reason"]))
+    return rows + [("note", note) for note in reply["notes"]]
+
+
+@click.command()
+@click.argument("image", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(image: str, as_json: bool) -> int:
+    """Check all of the volume in IMAGE; changes nothing.
+
+    Exit codes, as fsck(8): 0 clean, 4 errors found, 8 the check could not be made, as on a mounted image.
+    """
+    from cowfs.check import check_device
+
+    try:
+        with unmounted(image) as device:
+            report = check_device(device)
+    except CowfsError as error:
+        click.echo(f"cowfs: {error}", err=True)
+        return EXIT_OPERATIONAL
+    if as_json:
+        show_json(report.to_json())
+    else:
+        for line in report.to_text():
+            click.echo(line)
+    return report.exit_code
+
+
+@click.command()
+def dump() -> None:
+    """x"""

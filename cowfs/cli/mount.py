@@ -1,0 +1,79 @@
+"""Commands for mounts: `mount`, `umount`, `sync`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from cowfs import control
+from cowfs.cli.output import require_mount
+from cowfs.fuse import daemon, options
+
+
+@click.command()
+@click.argument("image", type=click.Path())
+@click.argument("mountpoint", metavar="MNT", type=click.Path())
+@click.option(
+    "-o",
+    "words",
+    metavar="OPTIONS",
+    multiple=True,
+    help="ro, rw, commit=SECONDS, noxattr, nowriteback, allow_other, noatime, relatime, strictatime, sync, "
+    "superblock=1|2, log=FILE, and mount(8)'s generic ones.",
+)
+@click.option("--foreground", is_flag=True, help="Serve until it is unmounted; log to standard error.")
+@click.option("--log", metavar="FILE", type=click.Path(), help="Log to FILE instead of syslog.")
+@click.option(
+    "--superblock",
+    metavar="N",
+    type=click.Choice(["1", "2"]),
+    help="Look at the state of superblock slot N; with -o ro.",
+)
+@click.option("--daemon", "detach", is_flag=True, hidden=True)
+def mount(
+    image: str,
+    mountpoint: str,
+    words: tuple[str, ...],
+    foreground: bool,
+    log: str | None,
+    superblock: str | None,
+    detach: bool,
+) -> int:
+    """Mount the volume in IMAGE on the directory MNT.
+
+    Returns once the mount answers. The daemon behind it logs to syslog. A foreign qnx6 volume is mounted read-only.
+    """
+    parsed = options.parse(words, log=log, superblock=superblock)
+    image, mountpoint = os.path.realpath(image), os.path.abspath(mountpoint)
+    if foreground or detach:
+        return daemon.run(image, mountpoint, parsed, detach=detach, report=_say)
+    arguments = ["mount", "--daemon", image, mountpoint, "-o", ",".join(parsed.words())]
+    if parsed.log is not None:  # not among the words, since it may hold a comma
+        arguments += ["--log", parsed.log]
+    return daemon.start(arguments, report=lambda line: click.echo(line, err=True))
+
+
+def _say(line: str) -> None:
+    print(f"cowfs: {line}", file=sys.stderr, flush=True)
+
+
+@click.command()
+@click.argument("mountpoint", metavar="MNT", type=click.Path())
+def umount(mountpoint: str) -> None:
+    """Unmount MNT; returns when everything is committed and the daemon has gone.
+
+    A dead mount, whose daemon was killed, is cleared away.
+    """
+    daemon.unmount(mountpoint)
+
+
+@click.command()
+@click.argument("path", metavar="MNT", type=click.Path())
+def sync(path: str) -> None:
+    """Commit everything written to the mount MNT so far.
+
+    sync(2) and "sync -f" do not reach a FUSE daemon; this does.
+    """
+    control.send(require_mount(path).mountpoint, control.Command(("sync",)))

@@ -1,0 +1,221 @@
+"""When a mounted volume commits, and who waits for it.
+
+Duty: fsync, the timer and the control file ask for commits; callers share them. While one is being written, all who
+come later wait for the next, which is sealed when the one before is published. Memory and space run short: commits are
+started, or waited for, before more is accepted. Subtrees that wait to be dropped are dropped in slices in between.
+
+Invariants:
+- `CommitScheduler.commit` returns only when a commit is durable that holds everything done before it was called.
+- Only one commit is in flight.
+- Sealing and publishing run in the trio thread, undisturbed, since they never await; only writing out is a thread's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+from cowfs.errors import CowfsError, DeviceError, NoSpace, SpaceShort
+from cowfs.storage.volume import Volume
+
+RECLAIM_SLICE_BLOCKS = 256
+"""Small enough that a request waits a few milliseconds for a slice, in the worst case."""
+SPACE_ROUNDS_MAX = 64
+"""How often an operation is tried again while the volume says that a commit brings space forward."""
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+
+class _Round:
+    """One commit: those who wait for it, and how it ended."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.complete = False
+        self.error: CowfsError | None = None
+
+    async def wait(self) -> None:
+        await self.done.wait()
+        self.result()
+
+    def result(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+class CommitScheduler:
+    """Commits of one volume, which no longer commits by itself. All methods are for the trio thread."""
+
+    def __init__(self, volume: Volume, *, interval: float, free_orphans: Callable[[], None] = lambda: None) -> None:
+        """`interval` is the longest time, in seconds, that a change stays in memory only.
+
+        `free_orphans` frees what could not be freed when its last user went, for want of space.
+        """
+        volume.inline_commits = False
+        self.commits = 0
+        self._volume = volume
+        self._interval = interval
+        self._free_orphans = free_orphans
+        self._next = _Round()
+        self._current: _Round | None = None
+        self._always_read_only = volume.read_only
+        self._failure: CowfsError | None = None
+        self._wanted = trio.Event()
+        self._reclaimable = trio.Event()
+        self._reclaimable.set()
+
+    async def run(self) -> None:
+        """The timer, the commits that nobody waits for, and the reclaim; until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tick)
+            nursery.start_soon(self._commit_when_wanted)
+            nursery.start_soon(self._reclaim)
+
+    async def commit(self, *, complete: bool = False) -> None:
+        """Returns when all that was done before is durable. Raises DeviceError, or what else made the commit fail.
+
+        `complete` asks for a commit without a manifest: two flushes, but later damage costs a block and not the commit.
+        """
+        if self._always_read_only:
+            return
+        if self._failure is not None:
+            raise self._failure
+        if not self._volume.dirty and not complete:
+            if self._current is not None:
+                await self._current.wait()
+            return
+        mine = self._next
+        mine.complete |= complete
+        while not mine.done.is_set():
+            if self._failure is not None:
+                raise self._failure
+            if self._current is not None:
+                await self._current.done.wait()
+            else:
+                await self._perform()
+        mine.result()
+
+    def start(self) -> None:
+        """Has a commit made in the background."""
+        self._wanted.set()
+
+    def start_reclaim(self) -> None:
+        """Says that subtrees may be waiting to be dropped."""
+        self._reclaimable.set()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether `make_room` has something to do."""
+        return self._volume.wants_commit
+
+    async def make_room(self) -> None:
+        """Waits until the volume has less in memory than it must not exceed."""
+        if self._volume.wants_commit:
+            self._wanted.set()
+            while self._volume.must_wait and not self._volume.read_only:
+                await self.commit()
+
+    async def retry(self, operation: Callable[[], R]) -> R:
+        """The result of an operation that was short of space once already, after commits and reclaim.
+
+        Raises NoSpace when that helps no more.
+        """
+        for _ in range(SPACE_ROUNDS_MAX):
+            self._volume.check_writable()
+            with contextlib.suppress(SpaceShort):
+                self._volume.reclaim_slice(RECLAIM_SLICE_BLOCKS)
+            await self.commit(complete=not self._volume.dirty)
+            try:
+                return operation()
+            except SpaceShort:
+                continue
+        raise NoSpace
+
+    async def _perform(self) -> None:
+        """Makes one commit, of the open generation, for all who have joined `_next`."""
+        this = self._current = self._next
+        self._next = _Round()
+        try:
+            await self._write(this.complete)
+        except CowfsError as error:
+            this.error = error
+        except BaseException:
+            this.error = DeviceError("a commit was broken off")
+            raise
+        finally:
+            self._current = None
+            this.done.set()
+
+    async def _write(self, complete: bool) -> None:
+        volume = self._volume
+        sealed = volume.seal(complete=complete)
+        try:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(sealed.write_out)
+        except CowfsError as error:
+            self._fail(error)
+            volume.publish_failed(sealed, error)
+            raise
+        except Exception as error:
+            log.exception("a commit failed")
+            failure = DeviceError(f"a commit failed: {error!r}")
+            self._fail(failure)
+            volume.publish_failed(sealed, failure)
+            raise failure from error
+        volume.publish(sealed)
+        self.commits += 1
+
+    def _fail(self, error: CowfsError) -> None:
+        self._failure = error
+        log.error("%s; read-only from here on", error)
+
+    async def _tick(self) -> None:
+        """Commits every `interval` seconds: what is dirty, else once more without a manifest when the last had one."""
+        while True:
+            await trio.sleep(self._interval)
+            if self._volume.read_only:
+                continue
+            self._reclaimable.set()
+            if self._volume.dirty or self._volume.manifest_pending:
+                await self._commit_quietly(complete=True)
+
+    async def _commit_when_wanted(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            if not self._volume.read_only:
+                await self._commit_quietly()
+
+    async def _commit_quietly(self, *, complete: bool = False) -> None:
+        """A commit whose failure nobody waits for: the log has it, and the volume has turned read-only."""
+        try:
+            await self.commit(complete=complete)
+        except CowfsError as error:
+            log.debug("a commit in the background failed: %s", error)
+
+    async def _reclaim(self) -> None:
+        """Drops what waits to be dropped, a slice at a time, with requests in between."""
+        while True:
+            await self._reclaimable.wait()
+            self._reclaimable = trio.Event()
+            try:
+                while not self._volume.read_only and await self._reclaim_slice():
+                    await self.make_room()
+                    await trio.lowlevel.checkpoint()
+                self._free_orphans()
+            except CowfsError as error:
+                log.error("reclaiming stopped: %s", error)
+
+    async def _reclaim_slice(self) -> bool:
+        """Drops one slice; True while more waits."""
+        try:
+            return self._volume.reclaim_slice(RECLAIM_SLICE_BLOCKS)
+        except SpaceShort:
+            await self.commit(complete=not self._volume.dirty)
+            return True

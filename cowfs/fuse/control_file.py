@@ -1,0 +1,107 @@
+"""The control directory of a mount: `.cowfs` in the root, by lookup only, and the file `control` in it.
+
+One write is one command; a command that fails fails its write with its errno, and reading the same descriptor gives the
+JSON reply either way. What a descriptor reads is a stream of its own: positions say nothing, except that reading at
+position 0 starts the reply again. `docs/CONTROL.md` has the grammar.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+
+import pyfuse3
+
+from cowfs import control
+from cowfs.errors import CowfsError, NotADirectory, NotFound, NotPermitted
+from cowfs.fs.attributes import Attributes
+from cowfs.fuse import convert
+
+DIRECTORY_NODE = convert.CONTROL_NODES | 1
+FILE_NODE = convert.CONTROL_NODES | 2
+_BLOCK_SIZE = 4096
+
+log = logging.getLogger(__name__)
+
+
+class ControlHandle:
+    """One open descriptor of the control file: the reply to its last command, and how much of it was read."""
+
+    def __init__(self, host: control.Host) -> None:
+        self._host = host
+        self._reply = b""
+        self._position = 0
+
+    async def write(self, data: bytes) -> int:
+        """Carries out the command in `data`. Raises what the command raises."""
+        self._reply, self._position = b"", 0
+        try:
+            command = control.parse(data)
+            log.info("command: %s", command)
+            reply = await control.execute(command, self._host)
+        except CowfsError as error:
+            self._reply = control.encode_reply(control.failure(error))
+            raise
+        except OSError as error:
+            failed = control.CommandFailed(error.errno or errno.EIO, str(error))
+            self._reply = control.encode_reply(control.failure(failed))
+            raise failed from error
+        self._reply = control.encode_reply(reply)
+        return len(data)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The next piece of the reply."""
+        if offset == 0:
+            self._position = 0
+        piece = self._reply[self._position : self._position + size]
+        self._position += len(piece)
+        return piece
+
+
+class ControlDirectory:
+    """The two nodes. They belong to the mounting user."""
+
+    def __init__(self, host: control.Host) -> None:
+        self._host = host
+        self._uid, self._gid = os.getuid(), os.getgid()
+        self._time = time.time_ns()
+
+    def lookup(self, node: int, name: bytes) -> pyfuse3.EntryAttributes:
+        """The entry of a name in the control directory."""
+        if node != DIRECTORY_NODE:
+            raise NotADirectory
+        if name == b".":
+            return self.entry(DIRECTORY_NODE)
+        if name == control.FILE_NAME:
+            return self.entry(FILE_NODE)
+        raise NotFound
+
+    def entry(self, node: int) -> pyfuse3.EntryAttributes:
+        """Attributes of one of the nodes."""
+        if node == DIRECTORY_NODE:
+            mode, links = stat.S_IFDIR | 0o555, 2
+        elif node == FILE_NODE:
+            mode, links = stat.S_IFREG | 0o600, 1
+        else:
+            raise NotFound
+        times = (self._time,) * 4
+        attributes = Attributes(node, 0, mode, links, self._uid, self._gid, 0, 0, 0, *times, _BLOCK_SIZE)
+        result = convert.entry(attributes)
+        if node == FILE_NODE:
+            result.attr_timeout = 0.0  # the kernel takes what is written for its size
+        return result
+
+    def names(self) -> list[tuple[bytes, int]]:
+        """What a listing of the directory shows."""
+        return [(b".", DIRECTORY_NODE), (b"..", DIRECTORY_NODE), (control.FILE_NAME, FILE_NODE)]
+
+    def open(self, node: int, uid: int) -> ControlHandle:
+        """A descriptor for commands. Root and the mounting user may command."""
+        if node != FILE_NODE:
+            raise NotFound
+        if uid not in (0, self._uid):
+            raise NotPermitted
+        return ControlHandle(self._host)

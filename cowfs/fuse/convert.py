@@ -1,0 +1,94 @@
+"""Between the core's values and pyfuse3's: node ids, attributes, and exceptions as errnos.
+
+A node id holds the tree in its upper half and the inode number in the lower one, so that a file and its old version in a
+snapshot are never taken for one. The live tree is tree 0: there a node id is the inode number, and the root is 1, as
+the kernel wants it. The highest tree number stands for the control directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+import pyfuse3
+
+from cowfs.errors import Corrupt, CowfsError, DeviceError
+from cowfs.fs.attributes import Attributes, Statfs
+
+INODE_BITS = 32
+INODE_MASK = (1 << INODE_BITS) - 1
+CONTROL_NODES = INODE_MASK << INODE_BITS
+"""Node ids from here on belong to the control directory; no tree has this number."""
+
+CACHE_SECONDS = 300.0
+"""How long the kernel may trust names and attributes: one writer owns the volume, and it hears of every change."""
+
+log = logging.getLogger(__name__)
+
+
+def negative_entry() -> pyfuse3.EntryAttributes:
+    """The answer for a name that does not exist, which the kernel may remember, too."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = 0
+    entry.entry_timeout = CACHE_SECONDS
+    return entry
+
+
+def entry(attributes: Attributes, tree_bits: int = 0) -> pyfuse3.EntryAttributes:
+    """Attributes as the kernel gets them. `tree_bits` is the tree's number, shifted to its place in a node id."""
+    result = pyfuse3.EntryAttributes()
+    result.st_ino = attributes.ino | tree_bits
+    result.generation = attributes.generation
+    result.entry_timeout = CACHE_SECONDS
+    result.attr_timeout = CACHE_SECONDS
+    result.st_mode = attributes.mode
+    result.st_nlink = attributes.links
+    result.st_uid = attributes.uid
+    result.st_gid = attributes.gid
+    result.st_rdev = attributes.rdev
+    result.st_size = attributes.size
+    result.st_blksize = attributes.block_size
+    result.st_blocks = attributes.blocks
+    result.st_atime_ns = attributes.atime_ns
+    result.st_mtime_ns = attributes.mtime_ns
+    result.st_ctime_ns = attributes.ctime_ns
+    return result
+
+
+def statvfs(space: Statfs) -> pyfuse3.StatvfsData:
+    """The volume's numbers as statvfs(2) has them."""
+    result = pyfuse3.StatvfsData()
+    result.f_bsize = space.block_size
+    result.f_frsize = space.block_size
+    result.f_blocks = space.blocks
+    result.f_bfree = space.free
+    result.f_bavail = space.available
+    result.f_files = space.files
+    result.f_ffree = space.files_free
+    result.f_favail = space.files_free
+    result.f_namemax = space.name_max
+    return result
+
+
+def answer(error: Exception, operation: str) -> pyfuse3.FUSEError:
+    """The errno of any exception. What points to damage, to the device or to a bug goes to the log as well.
+
+    Any other exception than FUSEError would end pyfuse3, and with it the mount.
+    """
+    if isinstance(error, pyfuse3.FUSEError):
+        return error
+    if isinstance(error, CowfsError):
+        if isinstance(error, Corrupt | DeviceError):
+            log.error("%s: %s", operation, error)
+        return pyfuse3.FUSEError(error.errno)
+    if isinstance(error, MemoryError):
+        log.error("%s: out of memory", operation)
+        return pyfuse3.FUSEError(errno.ENOMEM)
+    log.error("%s failed", operation, exc_info=error)
+    if isinstance(error, OSError):
+        return pyfuse3.FUSEError(error.errno or errno.EIO)
+    if isinstance(error, OverflowError):
+        return pyfuse3.FUSEError(errno.EOVERFLOW)
+    if isinstance(error, ValueError):
+        return pyfuse3.FUSEError(errno.EINVAL)
+    return pyfuse3.FUSEError(errno.EIO)

@@ -1,0 +1,178 @@
+"""The process behind a mount: how it is started, what it opens, where it logs, and how the starter hears of it.
+
+The starter runs its own command line again in a new session, with absolute paths, and waits on a pipe that is the new
+process's standard error. The daemon says `READY` there once the mount answers, and lets go of it; every other line is
+for the user. Its command line holds the image's absolute path, and its environment is that of the starter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import logging.handlers
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cowfs.errors import Busy, CowfsError, InvalidArgument
+from cowfs.fuse import mounts
+from cowfs.fuse.options import MountOptions
+
+if TYPE_CHECKING:
+    from cowfs.storage.device import FileDevice
+
+LOCK_SECONDS = 10.0
+"""How long a mount waits for a daemon that is just leaving."""
+READY = "cowfs is ready"
+SYSLOG_SOCKET = "/dev/log"
+
+log = logging.getLogger("cowfs")
+
+
+def start(arguments: list[str], report: Callable[[str], None]) -> int:
+    """Starts a daemon: this program once more, with `arguments`. Returns once it serves (0) or has failed (its status).
+
+    `report` gets what it says before that, line by line.
+    """
+    process = subprocess.Popen(
+        [*_this_program(), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+        errors="replace",
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if line.rstrip("\n") == READY:
+                return 0
+            report(line.rstrip("\n"))
+        status = process.wait()
+    except BaseException:
+        process.terminate()
+        raise
+    finally:
+        process.stderr.close()
+    return status if status > 0 else 1
+
+
+def _this_program() -> list[str]:
+    """How this process was started, without its arguments, so that the new one finds the same modules."""
+    count = len(sys.argv) - 1
+    own = sys.orig_argv[: len(sys.orig_argv) - count]
+    if count and sys.orig_argv[len(own) :] != sys.argv[1:]:
+        return [sys.executable, "-m", "cowfs"]
+    return [sys.executable, *own[1:]]
+
+
+def run(image: str, mountpoint: str, options: MountOptions, *, detach: bool, report: Callable[[str], None]) -> int:
+    """Mounts and serves; returns the exit status when the mount is gone. Raises CowfsError where it cannot begin.
+
+    `detach`: standard error belongs to a starter, who waits for `READY`. `report` shows one line to the user.
+    """
+    from cowfs.fuse import server
+    from cowfs.storage.device import FileDevice
+    from cowfs.storage.volume import Volume
+
+    _start_log(options.log, to_stderr=not detach)
+    mountpoint = mounts.require_mountpoint(mountpoint)
+    # An image that nobody may write can still be mounted, with the line that says so.
+    read_only = options.read_only or not os.access(image, os.W_OK)
+    device = FileDevice.open(os.path.realpath(image), read_only=read_only)
+    try:
+        _lock(device, exclusive=not read_only)
+        volume = Volume.open(device, read_only=options.read_only, superblock=options.superblock)
+    except BaseException:
+        device.close()
+        raise
+    for note in volume.notes:
+        log.warning("%s: %s", device.name, note)
+        if detach:
+            report(f"{device.name}: {note}")
+    server.serve(volume, mountpoint, options, on_ready=_detach if detach else None)
+    return 1 if volume.latched else 0
+
+
+def _lock(device: FileDevice, *, exclusive: bool) -> None:
+    """Locks the image. Who holds it and has no mount any more is about to leave, and is waited for. Raises Busy."""
+    try:
+        device.lock(exclusive=exclusive)
+    except Busy:
+        living = [mount for mount in mounts.of_image(device.name) if not mounts.is_dead(mount)]
+        if living:
+            raise Busy(f"{device.name} is already mounted on {living[0].mountpoint}") from None
+        device.lock(exclusive=exclusive, timeout=LOCK_SECONDS)
+
+
+def _detach() -> None:
+    """Lets the starter go, and all that ties the daemon to where it was started."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{READY}\n".encode())
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(null, descriptor)
+    if null > 2:
+        os.close(null)
+    os.chdir("/")
+
+
+def _start_log(path: str | None, *, to_stderr: bool) -> None:
+    """Sends the log to a file, to standard error, or to syslog where there is one."""
+    handler: logging.Handler
+    form = "%(asctime)s cowfs[%(process)d] %(levelname)s: %(message)s"
+    if path is not None:
+        try:
+            handler = logging.FileHandler(path, encoding="utf-8")
+        except OSError as error:
+            raise InvalidArgument(f"log file {path}: {error.strerror}") from error
+    elif to_stderr:
+        handler = logging.StreamHandler()
+        form = "cowfs: %(message)s"
+    else:
+        try:
+            handler = logging.handlers.SysLogHandler(SYSLOG_SOCKET, logging.handlers.SysLogHandler.LOG_DAEMON)
+        except OSError:
+            handler = logging.NullHandler()
+        form = "cowfs[%(process)d]: %(message)s"
+    handler.setFormatter(logging.Formatter(form))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to write elsewhere
+
+
+def unmount(path: str) -> None:
+    """Takes a mount away and returns when its daemon has committed and gone. Raises CowfsError.
+
+    A dead mount, whose daemon was killed, is cleared away.
+    """
+    mount = mounts.at(path)
+    if mount is None or not mount.is_cowfs:
+        raise InvalidArgument(f"{path} is not the mount point of a cowfs volume")
+    if mounts.is_dead(mount):
+        mounts.unmount(mount.mountpoint, lazy=True)
+        return
+    with mounts.exit_of(daemon_pid(mount)) as daemon:
+        mounts.unmount(mount.mountpoint)
+        daemon.wait()
+
+
+def daemon_pid(mount: mounts.Mount) -> int | None:
+    """The process behind a mount: it says so itself, else the lock on the image tells; None where neither does."""
+    from cowfs import control
+    from cowfs.storage.device import FileDevice
+
+    with contextlib.suppress(CowfsError, OSError):
+        return int(control.send(mount.mountpoint, control.Command(("info",)))["mount"]["pid"])
+    try:
+        device = FileDevice.open(mount.source, read_only=True)
+    except CowfsError:
+        return None
+    try:
+        return device.holder()
+    finally:
+        device.close()

@@ -1,0 +1,441 @@
+"""The kernel's requests, passed to the core: numbers and bytes in, attributes and errnos out.
+
+A handler runs from start to end without a pause, so each operation of the core is atomic, and no lock is needed. Only
+what waits anyway, for a commit or for space, lets others run; what it found before is then looked at anew.
+
+The kernel counts the lookups of each inode that it was told of, and takes them back with forget; open handles count as
+well. `Filesystem.hold` and `unhold` keep these counts, so that an unlinked file lives as long as someone can reach it.
+
+The kernel is the cache: it keeps names, attributes and contents, so what arrives here it did not know. What pyfuse3 does
+not pass on (ioctl, fallocate, lseek, copy_file_range, a directory's number in readdir) cannot be served here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
+
+from cowfs import control
+from cowfs.errors import (
+    Corrupt,
+    CowfsError,
+    CrossTree,
+    Exists,
+    FileTooBig,
+    NoAttribute,
+    NotFound,
+    NotPermitted,
+    Stale,
+)
+from cowfs.fs.attributes import AtimeMode, Attributes, Caller
+from cowfs.fs.filesystem import Filesystem
+from cowfs.fuse import convert
+from cowfs.fuse.commits import CommitScheduler
+from cowfs.fuse.control_file import DIRECTORY_NODE, ControlDirectory, ControlHandle
+from cowfs.fuse.handlers import DirectoryHandle, FileHandle, answers, changes, waits
+from cowfs.fuse.options import MountOptions
+
+ROOT_NODE = 1
+SHORT_SPACE_BYTES = 64 << 20
+SHORT_SPACE_PART = 20
+"""With less available than these bytes, or than this part of the volume, files opened for writing bypass the kernel's
+write cache, so that a full volume is an error of write(2) and not of close(2)."""
+
+log = logging.getLogger(__name__)
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers. All run in the trio thread."""
+
+    supports_dot_lookup = True
+
+    def __init__(
+        self, filesystem: Filesystem, commits: CommitScheduler, host: control.Host, options: MountOptions
+    ) -> None:
+        self.commits = commits
+        self.commits_each = options.sync
+        self.enable_writeback_cache = options.caches_writes
+        self._live = filesystem
+        self._volume = filesystem.volume
+        self._xattrs = options.xattrs
+        self._touches = options.atime is not AtimeMode.NOATIME and not self._volume.read_only
+        self._size_max = self._volume.geometry.file_size_max
+        geometry = self._volume.geometry
+        self._short_blocks = min(SHORT_SPACE_BYTES // geometry.block_size, geometry.num_blocks // SHORT_SPACE_PART)
+        self._control = ControlDirectory(host)
+        self._control_shown = not (self._volume.foreign and _has_name(filesystem, control.DIRECTORY_NAME))
+        self._negative = convert.negative_entry()
+        self._handles: dict[int, Any] = {}
+        self._handle_number = 0
+
+    # --- names ---
+
+    @answers
+    def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """The object of a name; one that does not exist is an answer, too."""
+        if parent_inode >= convert.CONTROL_NODES:
+            return self._control.lookup(parent_inode, name)
+        if parent_inode == ROOT_NODE and name == control.DIRECTORY_NAME and self._control_shown:
+            return self._control.entry(DIRECTORY_NODE)
+        tree, ino = self._place(parent_inode)
+        try:
+            attributes = tree.lookup(ino, name)
+        except NotFound:
+            return self._negative
+        return self._entry(tree, attributes)
+
+    @changes
+    def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """A new regular file, opened."""
+        tree, parent = self._new_name(parent_inode, name)
+        attributes = tree.create(parent, name, stat.S_IMODE(mode) | stat.S_IFREG, _caller(ctx))
+        entry = self._entry(tree, attributes)
+        handle = FileHandle(tree, entry.st_ino, kills_privileges=ctx.uid != 0)
+        tree.hold(attributes.ino)
+        return self._opened(handle, direct=self._space_is_short()), entry
+
+    @changes
+    def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        """A new object of any type that is neither a directory nor a symlink."""
+        tree, parent = self._new_name(parent_inode, name)
+        return self._entry(tree, tree.create(parent, name, mode, _caller(ctx), rdev=rdev))
+
+    @changes
+    def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        """A new directory."""
+        tree, parent = self._new_name(parent_inode, name)
+        return self._entry(tree, tree.mkdir(parent, name, stat.S_IMODE(mode), _caller(ctx)))
+
+    @changes
+    def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        """A new symlink."""
+        tree, parent = self._new_name(parent_inode, name)
+        return self._entry(tree, tree.symlink(parent, name, target, _caller(ctx)))
+
+    @changes
+    def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """A further name of an object."""
+        new_tree, parent = self._new_name(new_parent_inode, new_name)
+        tree, ino = self._place(inode)
+        if tree is not new_tree:
+            raise CrossTree
+        tree.link(ino, parent, new_name)
+        return self._entry(tree, tree.getattr(ino))
+
+    @changes
+    def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Takes a name away, and with the last one the object, unless it is still in use."""
+        tree, parent = self._old_name(parent_inode, name)
+        tree.unlink(parent, name)
+        self.commits.start_reclaim()
+
+    @changes
+    def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Takes an empty directory away."""
+        tree, parent = self._old_name(parent_inode, name)
+        tree.rmdir(parent, name)
+        self.commits.start_reclaim()
+
+    @changes
+    def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        """Moves a name, or exchanges two."""
+        tree, old_parent = self._old_name(parent_inode_old, name_old)
+        new_tree, new_parent = self._new_name(parent_inode_new, name_new)
+        if tree is not new_tree:
+            raise CrossTree
+        tree.rename(old_parent, name_old, new_parent, name_new, flags)
+        self.commits.start_reclaim()
+
+    @answers
+    def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        """The target of a symlink."""
+        tree, ino = self._place(inode)
+        target = tree.readlink(ino)
+        if self._touches:
+            tree.touch_atime(ino)
+        return target
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """The kernel takes lookups back. There is nobody to answer an error to; the log has it."""
+        for node, count in inode_list:
+            if node < convert.CONTROL_NODES:
+                with contextlib.suppress(FUSEError):
+                    await self._forget(node, count)
+
+    # --- attributes ---
+
+    @answers
+    def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        """Attributes of an object."""
+        if inode >= convert.CONTROL_NODES:
+            return self._control.entry(inode)
+        tree, ino = self._place(inode)
+        return convert.entry(tree.getattr(ino), inode - ino)
+
+    @changes
+    def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Changes attributes; a new size is one of them."""
+        if inode >= convert.CONTROL_NODES:
+            if fields.update_mode or fields.update_uid or fields.update_gid:
+                raise NotPermitted
+            return self._control.entry(inode)
+        tree, ino = self._place(inode)
+        if fields.update_size and not 0 <= attr.st_size <= self._size_max:
+            raise FileTooBig
+        attributes = tree.setattr(
+            ino,
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+            caller=_caller(ctx),
+        )
+        if fields.update_size:
+            self.commits.start_reclaim()
+        return convert.entry(attributes, inode - ino)
+
+    @answers
+    def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """The volume in numbers."""
+        return convert.statvfs(self._live.statfs())
+
+    # --- extended attributes ---
+
+    @answers
+    def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        """The value of one. The kernel asks for security.capability before each write(2)."""
+        tree, ino = self._xattr_place(inode)
+        return tree.getxattr(ino, name)
+
+    @changes
+    def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        """Sets one. pyfuse3 itself has looked after XATTR_CREATE and XATTR_REPLACE."""
+        tree, ino = self._xattr_place(inode)
+        tree.setxattr(ino, name, value)
+
+    @answers
+    def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        """The names of all."""
+        if inode >= convert.CONTROL_NODES:
+            return []
+        tree, ino = self._xattr_place(inode)
+        return tree.listxattr(ino)
+
+    @changes
+    def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Takes one away."""
+        tree, ino = self._xattr_place(inode)
+        tree.removexattr(ino, name)
+
+    # --- files ---
+
+    @changes
+    def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        """Opens a file; the kernel has checked the permission, and leaves O_TRUNC to us."""
+        if inode >= convert.CONTROL_NODES:
+            return self._opened(self._control.open(inode, ctx.uid), direct=True)
+        tree, ino = self._place(inode)
+        kills = ctx.uid != 0
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        privileged = writes and kills and _has_privileges(tree.getattr(ino).mode)
+        if flags & os.O_TRUNC:
+            tree.truncate(ino, 0, kill_privileges=kills)
+            self.commits.start_reclaim()
+            if privileged:
+                pyfuse3.invalidate_inode(inode, attr_only=True)
+        handle = FileHandle(tree, inode, kills_privileges=kills, privileged=privileged)
+        tree.hold(ino)
+        return self._opened(handle, direct=writes and (privileged or self._space_is_short()))
+
+    @answers
+    def read(self, fh: int, off: int, size: int) -> bytes:
+        """Bytes of a file; fewer than asked for at its end."""
+        handle = self._handles[fh]
+        if isinstance(handle, ControlHandle):
+            return handle.read(off, size)
+        tree: Filesystem = handle.tree
+        data = tree.read(handle.ino, off, size)
+        if self._touches:
+            tree.touch_atime(handle.ino)
+        return data
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Changes bytes of a file, or carries out a command."""
+        handle = self._handles[fh]
+        if isinstance(handle, ControlHandle):
+            return await self._command(handle, buf)
+        return await self._write(handle, off, buf)
+
+    @waits
+    async def _command(self, handle: ControlHandle, buf: bytes) -> int:
+        return await handle.write(buf)
+
+    @changes
+    def _write(self, handle: FileHandle, off: int, buf: bytes) -> int:
+        if off + len(buf) > self._size_max:
+            raise FileTooBig
+        count = handle.tree.write(handle.ino, off, buf, kill_privileges=handle.kills_privileges)
+        if handle.privileged:
+            handle.privileged = False
+            pyfuse3.invalidate_inode(handle.node, attr_only=True)
+        return count
+
+    @changes
+    def release(self, fh: int) -> None:
+        """The last descriptor of a handle was closed."""
+        handle = self._handles.pop(fh, None)
+        if isinstance(handle, FileHandle):
+            handle.tree.unhold(handle.ino)
+
+    @waits
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """Everything done so far becomes durable, this file's part with it."""
+        if not isinstance(self._handles[fh], ControlHandle):
+            await self.commits.commit()
+
+    # --- directories ---
+
+    @answers
+    def opendir(self, inode: int, ctx: RequestContext) -> int:
+        """Begins a listing."""
+        if inode >= convert.CONTROL_NODES:
+            return self._register(DirectoryHandle(None, inode))
+        tree, ino = self._place(inode)
+        tree.getattr(ino)
+        tree.hold(ino)
+        return self._register(DirectoryHandle(tree, inode))
+
+    @answers
+    def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        """The next entries, with their attributes. From the start it is a new listing, as rewinddir(3) wants it."""
+        handle: DirectoryHandle = self._handles[fh]
+        tree = handle.tree
+        if tree is None:
+            self._list_control(start_id, token)
+            return
+        if handle.listing is None:
+            handle.listing = tree.listing(handle.ino)
+        if start_id == 0 and self._touches:
+            tree.touch_atime(handle.ino)
+        for cookie, name, ino, attributes in handle.listing.entries(start_id):
+            try:
+                entry = convert.entry(attributes())
+            except Corrupt as error:
+                # Without attributes the name is still seen, and can be removed.
+                log.error("inode %d: %s", ino, error)
+                entry = self._negative
+            if not pyfuse3.readdir_reply(token, name, entry, cookie):
+                return
+            if entry is not self._negative and name not in (b".", b".."):
+                tree.hold(ino)
+
+    @changes
+    def releasedir(self, fh: int) -> None:
+        """Ends a listing."""
+        handle: DirectoryHandle | None = self._handles.pop(fh, None)
+        if handle is not None and handle.tree is not None:
+            handle.tree.unhold(handle.ino)
+
+    @waits
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Names are part of the same commit as everything else."""
+        await self.commits.commit()
+
+    # --- inside ---
+
+    def _place(self, node: int) -> tuple[Filesystem, int]:
+        """The tree and the inode number of a node."""
+        if node <= convert.INODE_MASK:
+            return self._live, node
+        if node >= convert.CONTROL_NODES:
+            raise NotPermitted
+        raise Stale
+
+    def _xattr_place(self, node: int) -> tuple[Filesystem, int]:
+        if not self._xattrs:
+            raise FUSEError(errno.ENOSYS)  # the kernel asks no more
+        if node >= convert.CONTROL_NODES:
+            raise NoAttribute
+        return self._place(node)
+
+    def _new_name(self, parent_node: int, name: bytes) -> tuple[Filesystem, int]:
+        """The directory that gets a name."""
+        if parent_node == ROOT_NODE and name == control.DIRECTORY_NAME and self._control_shown:
+            raise Exists
+        return self._place(parent_node)
+
+    def _old_name(self, parent_node: int, name: bytes) -> tuple[Filesystem, int]:
+        """The directory that loses a name."""
+        if parent_node == ROOT_NODE and name == control.DIRECTORY_NAME and self._control_shown:
+            raise NotPermitted
+        return self._place(parent_node)
+
+    def _entry(self, tree: Filesystem, attributes: Attributes) -> EntryAttributes:
+        """The answer that tells the kernel of an inode, which counts as a lookup."""
+        tree.hold(attributes.ino)
+        return convert.entry(attributes)
+
+    def _register(self, handle: object) -> int:
+        self._handle_number += 1
+        self._handles[self._handle_number] = handle
+        return self._handle_number
+
+    def _opened(self, handle: FileHandle | ControlHandle, *, direct: bool) -> FileInfo:
+        return FileInfo(fh=self._register(handle), direct_io=direct, keep_cache=True)
+
+    def _space_is_short(self) -> bool:
+        """Whether so little is left that what the kernel caches might find no place."""
+        return self.enable_writeback_cache and self._volume.free_blocks_for_statfs()[1] < self._short_blocks
+
+    def _list_control(self, start: int, token: ReaddirToken) -> None:
+        names: Iterable[tuple[bytes, int]] = self._control.names()
+        for number, (name, node) in enumerate(names, 1):
+            if number > start and not pyfuse3.readdir_reply(token, name, self._control.entry(node), number):
+                return
+
+    @changes
+    def _forget(self, node: int, count: int) -> None:
+        tree, ino = self._place(node)
+        tree.unhold(ino, count)
+
+
+def _caller(context: RequestContext) -> Caller:
+    """Who asks. The kernel has applied the umask already."""
+    return Caller(context.uid, context.gid)
+
+
+def _has_privileges(mode: int) -> bool:
+    """Whether a write by anybody but root changes the mode."""
+    return bool(mode & stat.S_ISUID) or mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP
+
+
+def _has_name(filesystem: Filesystem, name: bytes) -> bool:
+    """Whether the root of a volume has an entry of that name."""
+    try:
+        filesystem.lookup(ROOT_NODE, name)
+    except CowfsError:
+        return False
+    return True

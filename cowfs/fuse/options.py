@@ -1,0 +1,166 @@
+"""Mount options: from the words after `-o` to what the door does.
+
+The words are those of mount(8): comma-separated, several `-o` add up, the last word wins. What mount(8) hands through
+for its own purposes (`auto`, `user`, `x-*`, ...) is accepted and means nothing here. Every other unknown word is an
+error, so that a misspelt option never passes for a working one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from cowfs.errors import InvalidArgument
+from cowfs.fs.attributes import AtimeMode
+
+COMMIT_SECONDS_DEFAULT = 10.0
+COMMIT_SECONDS_MIN = 0.01
+COMMIT_SECONDS_MAX = 86_400.0
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    """What was asked for. The defaults are those of a mount without options."""
+
+    read_only: bool = False
+    commit_seconds: float = COMMIT_SECONDS_DEFAULT
+    xattrs: bool = True
+    writeback: bool = True
+    allow_other: bool = False
+    atime: AtimeMode = AtimeMode.RELATIME
+    sync: bool = False
+    superblock: int | None = None
+    log: str | None = None
+    kernel: frozenset[str] = field(default_factory=frozenset)
+    """Words that the kernel itself carries out: suid, dev, noexec and their opposites."""
+
+    @property
+    def caches_writes(self) -> bool:
+        """Whether the kernel may keep written data to itself for a while."""
+        return self.writeback and not self.sync and not self.read_only
+
+    def words(self) -> list[str]:
+        """The options as words that `parse` turns into the same options, the log file excepted."""
+        words = ["ro" if self.read_only else "rw"]
+        if self.commit_seconds != COMMIT_SECONDS_DEFAULT:
+            words.append(f"commit={self.commit_seconds:g}")
+        if not self.xattrs:
+            words.append("noxattr")
+        if not self.writeback:
+            words.append("nowriteback")
+        if self.allow_other:
+            words.append("allow_other")
+        words.append(self.atime.value)
+        if self.sync:
+            words.append("sync")
+        if self.superblock is not None:
+            words.append(f"superblock={self.superblock}")
+        return words + sorted(self.kernel)
+
+
+_FLAGS: dict[str, tuple[str, object]] = {
+    "ro": ("read_only", True),
+    "rw": ("read_only", False),
+    "noxattr": ("xattrs", False),
+    "nowriteback": ("writeback", False),
+    "allow_other": ("allow_other", True),
+    "noatime": ("atime", AtimeMode.NOATIME),
+    "relatime": ("atime", AtimeMode.RELATIME),
+    "strictatime": ("atime", AtimeMode.STRICT),
+    "sync": ("sync", True),
+    "async": ("sync", False),
+}
+_OPPOSITES = {"suid": "nosuid", "dev": "nodev", "exec": "noexec"}
+_OPPOSITES |= {negative: positive for positive, negative in _OPPOSITES.items()}
+_MEANINGLESS = frozenset(
+    (
+        "defaults",
+        "auto",
+        "noauto",
+        "user",
+        "nouser",
+        "users",
+        "owner",
+        "group",
+        "_netdev",
+        "nofail",
+        "default_permissions",
+    )
+)
+
+
+def parse(arguments: Iterable[str], *, log: str | None = None, superblock: str | None = None) -> MountOptions:
+    """The options of all `-o` arguments; `log` and `superblock` stand for words of these names.
+
+    Raises InvalidArgument for an unknown word or a bad value.
+    """
+    values: dict[str, object] = {}
+    if log is not None:
+        values["log"] = os.path.abspath(log)
+    if superblock is not None:
+        values["superblock"] = superblock_number(superblock)
+    kernel: set[str] = set()
+    for word in (word.strip() for argument in arguments for word in argument.split(",")):
+        name, equals, value = word.partition("=")
+        if not word or word in _MEANINGLESS or name.startswith("x-") or (name == "comment" and equals):
+            continue
+        if word in _FLAGS:
+            key, meaning = _FLAGS[word]
+            values[key] = meaning
+        elif word in _OPPOSITES:
+            kernel.discard(_OPPOSITES[word])
+            kernel.add(word)
+        elif name == "commit" and equals:
+            values["commit_seconds"] = _seconds(value)
+        elif name == "superblock" and equals:
+            values["superblock"] = superblock_number(value)
+        elif name == "log" and value:
+            values["log"] = os.path.abspath(value)
+        else:
+            raise InvalidArgument(f"unknown mount option '{word}'")
+    options = MountOptions(kernel=frozenset(kernel), **values)  # type: ignore[arg-type]
+    if options.superblock is not None and not options.read_only:
+        raise InvalidArgument("superblock= chooses an older state to look at, so it needs ro")
+    return options
+
+
+def superblock_number(text: str) -> int:
+    """1 or 2. Raises InvalidArgument."""
+    if text not in ("1", "2"):
+        raise InvalidArgument(f"there are superblocks 1 and 2, not '{text}'")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not COMMIT_SECONDS_MIN <= seconds <= COMMIT_SECONDS_MAX:
+        raise InvalidArgument(
+            f"commit= wants seconds from {COMMIT_SECONDS_MIN:g} to {COMMIT_SECONDS_MAX:.0f}, not '{text}'"
+        )
+    return seconds
+
+
+def fuse_options(options: MountOptions, source: str, *, privileged: bool) -> set[str]:
+    """The words for libfuse. `source` is shown in /proc/mounts; `privileged`: the mounting user is root."""
+    words = {f"fsname={escaped(source)}", "subtype=cowfs", "default_permissions"}
+    if options.read_only:
+        words.add("ro")
+    if options.allow_other:
+        words.add("allow_other")
+    if options.atime is AtimeMode.NOATIME:
+        words.add("noatime")
+    # fusermount3 refuses to let anybody else bring in programs and devices of root's.
+    words |= {word for word in options.kernel if privileged or word not in ("suid", "dev")}
+    return words
+
+
+def escaped(text: str) -> str:
+    """`text` as libfuse's option parser wants it: ASCII, with every special byte as a backslash and octal digits."""
+    plain = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+@%:=~ "
+    data = text.encode("utf-8", "surrogateescape")
+    return "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in data)

@@ -1,0 +1,195 @@
+"""A mount from its beginning to its end: the session, the commits, the signals, and the clean end.
+
+`serve` returns when the mount is gone, by whatever way: umount(8), fusermount3 -u, SIGTERM, SIGINT, SIGHUP. Before it
+returns, everything is committed and the volume is settled and closed, so the image is unlocked when the process ends.
+One process serves one mount (pyfuse3 knows only one session).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyfuse3
+import trio
+
+from cowfs.control import Reply
+from cowfs.errors import Busy, CowfsError
+from cowfs.fs.filesystem import Filesystem
+from cowfs.fuse import loop, mounts
+from cowfs.fuse.commits import CommitScheduler
+from cowfs.fuse.operations import Operations
+from cowfs.fuse.options import MountOptions, fuse_options
+from cowfs.storage.volume import Volume
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+WORKERS_IDLE = 4
+WORKERS_MAX = 256
+"""Requests in progress at once: those that wait for a commit must leave room for those that need not wait. Each one holds
+a receive buffer of up to 1 MiB."""
+READ_AHEAD_KILOBYTES = 1024
+SWITCH_INTERVAL_SECONDS = 0.0005
+"""How soon the trio thread gets the interpreter back while a commit is being written out by another thread."""
+
+log = logging.getLogger(__name__)
+
+
+class MountFailed(CowfsError):
+    """The kernel, libfuse or fusermount3 refused the mount; the message is theirs."""
+
+
+class Server:
+    """The daemon's side of one mount. It is the host of the commands that arrive through the control file."""
+
+    def __init__(
+        self, volume: Volume, mountpoint: str, options: MountOptions, on_ready: Callable[[], None] | None
+    ) -> None:
+        self.filesystem = Filesystem(volume, atime=options.atime)
+        self.commits = CommitScheduler(
+            volume, interval=options.commit_seconds, free_orphans=self.filesystem.free_orphans
+        )
+        self.mount: Reply | None = {
+            "mountpoint": mountpoint,
+            "pid": os.getpid(),
+            "options": ",".join(options.words()),
+        }
+        self._mountpoint = mountpoint
+        self._device = -1
+        self._stopping = False
+        self._on_ready = on_ready
+        self.operations = Operations(self.filesystem, self.commits, self, options)
+
+    async def flush_dirty_pages(self) -> None:
+        """syncfs(2) on the own mount, by a thread, while other workers serve the WRITEs that it makes the kernel send."""
+        await trio.to_thread.run_sync(mounts.syncfs, self._mountpoint, self._device)
+
+    async def commit(self) -> None:
+        """See CommitScheduler.commit."""
+        await self.commits.commit()
+
+    async def run(self) -> None:
+        """Serves requests until the mount is gone."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.commits.run)
+            nursery.start_soon(self._stop_on_signals)
+            nursery.start_soon(self._announce)
+            await pyfuse3.main(WORKERS_IDLE, WORKERS_MAX)
+            nursery.cancel_scope.cancel()
+
+    async def _announce(self) -> None:
+        """Says that the mount answers, once it does."""
+        status = await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
+        self._device = status.st_dev
+        mounts.raise_read_ahead(self._device, READ_AHEAD_KILOBYTES)
+        log.info("%s is mounted on %s", self.filesystem.volume.device.name, self._mountpoint)
+        if self._on_ready is not None:
+            self._on_ready()
+
+    async def _stop_on_signals(self) -> None:
+        # While no receiver is open, a late signal must not break off the clean end.
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        async with trio.open_nursery() as nursery:
+            with trio.open_signal_receiver(*STOP_SIGNALS) as received:
+                async for which in received:
+                    if not self._stopping:
+                        self._stopping = True
+                        log.info("unmounting after %s", signal.Signals(which).name)
+                        nursery.start_soon(self._stop)
+
+    async def _stop(self) -> None:
+        """Unmounts. Where someone still uses the mount, what was written is saved, and then it is taken away."""
+        try:
+            try:
+                await trio.to_thread.run_sync(mounts.unmount, self._mountpoint, abandon_on_cancel=True)
+                return
+            except Busy:
+                log.warning("%s is in use; taking it away all the same", self._mountpoint)
+            await self.flush_dirty_pages()
+            await self.commits.commit()
+            await trio.to_thread.run_sync(_unmount_lazily, self._mountpoint, abandon_on_cancel=True)
+        except (CowfsError, OSError) as error:
+            log.error("unmounting: %s", error)
+        pyfuse3.terminate()
+
+
+def _unmount_lazily(mountpoint: str) -> None:
+    mounts.unmount(mountpoint, lazy=True)
+
+
+def serve(
+    volume: Volume, mountpoint: str, options: MountOptions, *, on_ready: Callable[[], None] | None = None
+) -> None:
+    """Mounts `volume` on `mountpoint` (an absolute path) and serves it until it is unmounted; then settles and closes it.
+
+    `on_ready` is called once the mount answers. Raises MountFailed, and CowfsError when the last commit fails. Only for
+    the main thread, since it handles signals.
+    """
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    os.umask(0)  # modes arrive ready made
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    filesystem: Filesystem | None = None
+    try:
+        server = Server(volume, mountpoint, options, on_ready)
+        filesystem = server.filesystem
+        words = fuse_options(options, volume.device.name, privileged=os.geteuid() == 0)
+        if volume.read_only:
+            words.add("ro")
+        _mount(server.operations, mountpoint, words)
+        try:
+            loop.install()
+            trio.run(server.run)
+        finally:
+            pyfuse3.close()
+            log.info("%s is unmounted", mountpoint)
+    finally:
+        _settle(volume, filesystem)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _settle(volume: Volume, filesystem: Filesystem | None) -> None:
+    volume.inline_commits = True
+    try:
+        if filesystem is not None:
+            filesystem.close()
+    finally:
+        volume.close()
+
+
+def _mount(operations: Operations, mountpoint: str, words: set[str]) -> None:
+    """The mount itself. libfuse and fusermount3 say on standard error why they fail."""
+    with _caught_stderr() as said:
+        try:
+            pyfuse3.init(operations, mountpoint, words)
+        except RuntimeError as error:
+            failure: Any = error
+        else:
+            return
+    lines = [line.strip() for line in said() if line.strip()]
+    reason = lines[0] if lines else str(failure)
+    for prefix in ("fusermount3: ", "fuse: "):
+        reason = reason.removeprefix(prefix)
+    raise MountFailed(f"cannot mount on {mountpoint}: {reason}")
+
+
+@contextlib.contextmanager
+def _caught_stderr() -> Iterator[Callable[[], list[str]]]:
+    """Keeps what C code and child processes write to descriptor 2; the function gives its lines, afterwards, too."""
+    with tempfile.TemporaryFile() as file:
+        lines: list[str] = []
+        saved = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: lines
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            lines += file.read().decode(errors="replace").splitlines()

@@ -1,0 +1,116 @@
+"""Mount options: words in, meaning out; and what libfuse and /proc/mounts get to see."""
+
+from __future__ import annotations
+
+import pytest
+
+from cowfs.errors import InvalidArgument
+from cowfs.fs.attributes import AtimeMode
+from cowfs.fuse.options import COMMIT_SECONDS_DEFAULT, MountOptions, escaped, fuse_options, parse
+
+
+def test_without_words_the_defaults_hold() -> None:
+    options = parse([])
+    assert options == MountOptions()
+    assert options.commit_seconds == COMMIT_SECONDS_DEFAULT == 10
+    assert options.atime is AtimeMode.RELATIME
+    assert options.caches_writes
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("ro", MountOptions(read_only=True)),
+        ("ro,rw", MountOptions()),
+        ("commit=0.5", MountOptions(commit_seconds=0.5)),
+        ("noxattr", MountOptions(xattrs=False)),
+        ("nowriteback", MountOptions(writeback=False)),
+        ("allow_other", MountOptions(allow_other=True)),
+        ("noatime", MountOptions(atime=AtimeMode.NOATIME)),
+        ("noatime,relatime", MountOptions(atime=AtimeMode.RELATIME)),
+        ("strictatime", MountOptions(atime=AtimeMode.STRICT)),
+        ("sync", MountOptions(sync=True)),
+        ("sync,async", MountOptions()),
+        ("ro,superblock=2", MountOptions(read_only=True, superblock=2)),
+        ("log=/var/log/cowfs", MountOptions(log="/var/log/cowfs")),
+        ("suid,dev,exec", MountOptions(kernel=frozenset({"suid", "dev", "exec"}))),
+        ("suid,nosuid", MountOptions(kernel=frozenset({"nosuid"}))),
+        ("defaults,rw,auto,noauto,user,nofail,_netdev,x-systemd.automount,x-a=b,comment=c", MountOptions()),
+        (" ro , sync ,", MountOptions(read_only=True, sync=True)),
+    ],
+)
+def test_a_word_means_what_it_says(words: str, wanted: MountOptions) -> None:
+    assert parse([words]) == wanted
+
+
+def test_several_arguments_add_up() -> None:
+    assert parse(["ro,sync", "rw"]) == MountOptions(sync=True)
+
+
+def test_log_and_superblock_may_come_by_themselves() -> None:
+    options = parse(["ro"], log="/a,b", superblock="1")
+    assert options == MountOptions(read_only=True, log="/a,b", superblock=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("foo", "unknown mount option 'foo'"),
+        ("ro=1", "unknown mount option 'ro=1'"),
+        ("commit", "unknown mount option 'commit'"),
+        ("commit=", "commit= wants seconds"),
+        ("commit=-1", "commit= wants seconds"),
+        ("commit=0", "commit= wants seconds"),
+        ("commit=nan", "commit= wants seconds"),
+        ("commit=1e9", "commit= wants seconds"),
+        ("log=", "unknown mount option 'log='"),
+        ("ro,superblock=3", "there are superblocks 1 and 2, not '3'"),
+        ("superblock=1", "needs ro"),
+        ("fsname=x", "unknown mount option 'fsname=x'"),
+    ],
+)
+def test_a_wrong_word_is_refused_in_one_line(words: str, message: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        parse([words])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words", ["", "ro,superblock=1", "commit=0.25,sync,noxattr", "nowriteback,allow_other,noatime,noexec,suid"]
+)
+def test_words_give_the_same_options_again(words: str) -> None:
+    options = parse([words])
+    assert parse([",".join(options.words())]) == options
+
+
+def test_writes_are_cached_only_where_nobody_minds() -> None:
+    assert not parse(["sync"]).caches_writes
+    assert not parse(["ro"]).caches_writes
+    assert not parse(["nowriteback"]).caches_writes
+
+
+def test_permissions_are_always_the_kernels_business() -> None:
+    words = fuse_options(parse(["ro,allow_other,noatime,noexec"]), "/srv/a.img", privileged=True)
+    assert words == {
+        "fsname=/srv/a.img",
+        "subtype=cowfs",
+        "default_permissions",
+        "ro",
+        "allow_other",
+        "noatime",
+        "noexec",
+    }
+
+
+def test_only_root_brings_in_devices_and_programs_of_roots() -> None:
+    options = parse(["suid,dev,noexec"])
+    assert {"suid", "dev"} <= fuse_options(options, "/a", privileged=True)
+    assert not {"suid", "dev"} & fuse_options(options, "/a", privileged=False)
+
+
+def test_any_path_survives_libfuses_parser() -> None:
+    assert escaped("/srv/a b-1_2.img") == "/srv/a b-1_2.img"
+    assert escaped("/a,b\\c") == r"/a\054b\134c"
+    assert escaped("/\N{SNOWMAN}") == r"/\342\230\203"
+    assert escaped("/\udcff") == r"/\377"
