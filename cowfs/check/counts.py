@@ -7,6 +7,7 @@ fact are passed over, so an empty volume of any size is checked at once.
 
 from __future__ import annotations
 
+import array
 from typing import Final
 
 from cowfs.check import problem as p
@@ -80,7 +81,7 @@ def check_references(walk: TreeWalk, reader: BlockReader, report: p.Report) -> N
 
 
 def check_sums(walk: TreeWalk, reader: BlockReader, report: p.Report) -> None:
-    """Reads every block in use and compares it with the checksum recorded for it."""
+    """Reads every block in use: compares it with the checksum recorded for it, and looks behind the end of its file."""
     per_leaf = reader.block_size // f.CHECKSUM_SIZE
     leaves = walk.leaf_blocks[CHECKSUMS]
     run_max = max(1, _READ_BYTES // reader.block_size)
@@ -91,16 +92,27 @@ def check_sums(walk: TreeWalk, reader: BlockReader, report: p.Report) -> None:
             while first < end:
                 leaf = first // per_leaf
                 stop = min(end, (leaf + 1) * per_leaf, first + run_max)
+                data = memoryview(reader.run(first, stop - first))
                 if leaf in leaves:
-                    _check_run(reader, report, first, stop - first, leaves[leaf], first % per_leaf)
+                    _check_run(reader, report, data, first, stop - first, leaves[leaf])
                 else:
                     report.add(p.CHECKSUM_MISSING, f"{stop - first} blocks from here on", block=first)
+                if page_index in walk.usage.tails:
+                    at = first - base
+                    _check_tails(reader, report, data, first, walk.usage.tails[page_index][at : at + stop - first])
                 first = stop
 
 
-def _check_run(reader: BlockReader, report: p.Report, first: int, count: int, leaf: int, at: int) -> None:
-    data = memoryview(reader.run(first, count))
+def _check_tails(reader: BlockReader, report: p.Report, data: memoryview, first: int, tails: array.array[int]) -> None:
     size = reader.block_size
+    for i, tail in enumerate(tails):
+        if tail and data[i * size + tail : (i + 1) * size] != reader.zeros[tail:]:
+            report.add(p.FILE_TAIL, f"behind byte {tail}", block=first + i)
+
+
+def _check_run(reader: BlockReader, report: p.Report, data: memoryview, first: int, count: int, leaf: int) -> None:
+    size = reader.block_size
+    at = first % (size // f.CHECKSUM_SIZE)
     wanted = reader.pointers_kept(leaf)[at : at + count].tolist()
     found = [crc32c(data[offset : offset + size]) for offset in range(0, count * size, size)]
     if found != wanted:

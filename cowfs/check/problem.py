@@ -80,6 +80,7 @@ CHECKSUM: Final = _error(210, "checksum", "a block does not have the checksum re
 CHECKSUM_TREE: Final = _error(211, "checksum-tree", "a block of the checksum tree does not have its parent's checksum")
 CHECKSUM_MISSING: Final = _error(212, "checksum-missing", "no checksum is recorded for blocks in use")
 BLOCK_REPEATED: Final = _error(213, "block-repeated", "a block stands twice in a tree that can hold it only once")
+FILE_TAIL: Final = _error(214, "file-tail", "bytes behind the end of a file, in its last block, are not zeros")
 
 # --- inodes ---
 INODE_STATUS: Final = _error(301, "inode-status", "an inode is neither free nor marked in use")

@@ -3,7 +3,7 @@
 Each block is entered once, with its role (what kind of tree, which level); a further pointer to it only counts a parent,
 so the walk takes time in proportion to the number of pointers on the medium, whatever is shared, and ends whatever the
 bytes say. Memory: one byte for each block of the regions in which blocks are in use, about 20 bytes for each inode, and
-100 bytes for each shared block.
+100 bytes for each shared block, and two bytes for each block of the regions with files of odd sizes.
 
 This is a second opinion: nothing here knows the space map, the block trees or `children()` of the storage room.
 """
@@ -72,6 +72,7 @@ class Usage:
         self.page_blocks = block_size * 8
         self.pages: dict[int, bytearray] = {}
         self.extra: dict[int, int] = {}
+        self.tails: dict[int, array.array[int]] = {}  # by page: bytes of a block before the end of a file; 0: all
 
     def role(self, block: int) -> int:
         """What the block is used for; 0: nothing."""
@@ -98,6 +99,14 @@ class Usage:
             return False
         page[at : at + count] = bytes([role]) * count
         return True
+
+    def set_tail(self, block: int, size: int) -> None:
+        """Only the first `size` bytes of the block lie before the end of a file."""
+        index, at = divmod(block, self.page_blocks)
+        page = self.tails.get(index)
+        if page is None:
+            page = self.tails[index] = array.array("H", bytes(2 * self.page_blocks))
+        page[at] = min(page[at] or size, size)
 
     def used(self) -> int:
         """Number of blocks in use."""
@@ -132,7 +141,7 @@ class _Owner:
     kind: int
     tree: int = 0
     inode: int | None = None
-    lenient_end: bool = False  # anything may stand behind the end
+    tail: int = 0  # bytes of the last leaf before the end; 0: all
     on_leaf: Callable[[int, int, bool], None] | None = None  # (index, block, seen for the first time)
 
 
@@ -182,7 +191,7 @@ class TreeWalk:
             if leaves is not None and first:
                 leaves[index] = block
 
-        self._walk_root(root, _Owner(kind, lenient_end=True, on_leaf=on_leaf), f.LEVEL_MAX)
+        self._walk_root(root, _Owner(kind, on_leaf=on_leaf), f.LEVEL_MAX)
 
     def walk_files(self, tree: FileTree) -> None:
         """The inode file, the long-name file, and the contents of all inodes of a tree of files."""
@@ -196,16 +205,16 @@ class TreeWalk:
         self._walk_root(tree.longfile, _Owner(f.KIND_LONG_NAMES, tree.id), most)
 
     def walk_reclaim_entry(self, entry: f.ReclaimEntry) -> None:
-        """A dropped subtree. How much of it lies behind some file's end is not known any more."""
+        """A dropped subtree: as deep as the entry says, and as wide as it can be."""
 
         def on_inodes(index: int, block: int, first: bool) -> None:
             if first:
                 self._enter_inodes(index, block, None)
 
         on_leaf = on_inodes if entry.kind == f.KIND_INODES else None
-        owner = _Owner(entry.kind, on_leaf=on_leaf, lenient_end=True)
+        owner = _Owner(entry.kind, on_leaf=on_leaf)
         limit = self.geometry.fanout**entry.level
-        self._walk_children((entry.block,), entry.level, 0, limit, owner, missing_allowed=True)
+        self._walk_children((entry.block,), entry.level, 0, limit, owner)
 
     def walk_checksums(self, root: f.RootNode, checks: tuple[int, ...]) -> None:
         """The checksum tree: every block of it is compared with what its parent says."""
@@ -274,8 +283,6 @@ class TreeWalk:
         first: int,
         limit: int,
         owner: _Owner,
-        *,
-        missing_allowed: bool = False,
     ) -> int:
         """Enters the blocks that `words`, pointers to blocks at `level`, name; returns how many leaves are no holes.
 
@@ -283,19 +290,24 @@ class TreeWalk:
         """
         span: int = self.geometry.fanout**level
         inside = min(len(words), max(0, -(-(limit - first) // span)))
-        if not owner.lenient_end and words[inside:].count(f.NO_BLOCK) != len(words) - inside:
+        hole = self.zero_blocks[level] if level < len(self.zero_blocks) else f.NO_BLOCK
+        behind = hole if isinstance(words, array.array) else f.NO_BLOCK  # in an indirect block; at the top
+        if not self.foreign and words[inside:].count(behind) != len(words) - inside:
             text = f"{KIND_NAMES[owner.kind]}: pointers at level {level} behind leaf {limit}"
             self._report(p.POINTER_BEHIND_END, text, owner)
+        if owner.tail and level == 0 and first < limit <= first + inside:
+            last = words[limit - 1 - first]
+            if self.reader.leads(last):
+                self.usage.set_tail(last, owner.tail)
         if level == 0 and inside > 4 and owner.on_leaf is None and self._enter_run(words, inside, owner):
             return inside
-        hole = self.zero_blocks[level] if level < len(self.zero_blocks) else f.NO_BLOCK
         count = 0
         for i in range(inside):
             block = words[i]
             if block == hole and block != f.NO_BLOCK:
                 continue
             if block == f.NO_BLOCK or (self.foreign and block == FOREIGN_HOLE):
-                if not (self.foreign or missing_allowed):
+                if not self.foreign:
                     leaf = first + i * span
                     self._report(
                         p.POINTER_MISSING, f"{KIND_NAMES[owner.kind]}: ~0 at level {level}, leaf {leaf}", owner
@@ -305,10 +317,10 @@ class TreeWalk:
                 text = f"{KIND_NAMES[owner.kind]}: block {block} of {self.usage.num_blocks} at level {level}"
                 self._report(p.POINTER_RANGE, text, owner)
                 continue
-            count += self._enter(block, level, first + i * span, limit, owner, missing_allowed)
+            count += self._enter(block, level, first + i * span, limit, owner)
         return count
 
-    def _enter(self, block: int, level: int, first: int, limit: int, owner: _Owner, missing_allowed: bool) -> int:
+    def _enter(self, block: int, level: int, first: int, limit: int, owner: _Owner) -> int:
         new = self._claim(block, level, owner)
         if level == 0:
             if owner.on_leaf is not None:
@@ -317,7 +329,7 @@ class TreeWalk:
         if not new:
             return self._leaves_below.get(block, 0)
         words = self.reader.pointers(block)
-        count = self._walk_children(words, level - 1, first, limit, owner, missing_allowed=missing_allowed)
+        count = self._walk_children(words, level - 1, first, limit, owner)
         self._leaves_below[block] = count
         return count
 
@@ -403,6 +415,8 @@ class TreeWalk:
         capacity = f.POINTER_COUNT * self.geometry.fanout**inode.levels
         if limit > capacity:
             self._report(p.INODE_SIZE, f"{inode.size} bytes do not fit into {inode.levels} levels", owner)
+        elif not self.foreign:
+            owner.tail = inode.size % self.reader.block_size
         leaves = self._walk_children(inode.ptr, inode.levels, 0, min(limit, capacity), owner)
         if leaves != inode.blocks and not self.foreign:
             self._report(p.INODE_BLOCKS, f"{leaves} blocks counted, {inode.blocks} found", owner)
