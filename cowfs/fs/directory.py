@@ -36,7 +36,7 @@ from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Volume
 
 HOT_BYTES_MAX: Final = 64 << 20  # all mirrors and tables together
-SCAN_MAX: Final = 24  # entries; up to here a search over the raw bytes is as fast as the table
+SCAN_BYTES: Final = 24 * c.ENTRY_SIZE  # up to here a search over the raw bytes is as fast as the table
 COLD_SEARCHES: Final = 3  # of a larger directory, before its table is begun
 SLICE: Final = 8192  # entries put into the table by one search
 LONG_COST: Final = 8  # a long name, which must be read from its slot, counts as so many entries of a slice
@@ -68,6 +68,7 @@ class Directory:
         "_names",
         "_searches",
         "_table",
+        "_unpack",
         "raw",
         "version",
         "weight",
@@ -78,6 +79,7 @@ class Directory:
         self.version = next(_versions)  # changes with every change, and never repeats
         self.weight = 0  # bytes that it was last accounted with
         self._codec = codec
+        self._unpack = codec.unpack_number
         self._names = names
         self._searches = 0
         self._table: array.array[int] | None = None
@@ -96,9 +98,10 @@ class Directory:
 
     def find(self, name: bytes) -> int:
         """Index of the entry with this name, -1 if there is none. Raises Corrupt, DeviceError."""
-        if len(name) <= f.SHORT_NAME_MAX:
-            return self._find_short(c.short_key(name))
-        return self._find_long(name)
+        size = len(name)
+        if size > f.SHORT_NAME_MAX:
+            return self._find_long(name)
+        return self._find_short(c.pack_key(size, name))
 
     def find_entry(self, index: int, entry: bytes) -> int:
         """Index of the entry that bears the name of `entry`, which once was at `index`; -1 if it is gone."""
@@ -119,7 +122,7 @@ class Directory:
     def _find_short(self, key: bytes) -> int:
         raw = self.raw
         start = 0
-        if len(raw) > SCAN_MAX * _ENTRY and self._ready():
+        if len(raw) > SCAN_BYTES and (self._built * _ENTRY == len(raw) or self._ready()):
             table, mask = self._table, self._mask
             assert table is not None
             cell = hash(key) & mask
@@ -142,7 +145,7 @@ class Directory:
     def _find_long(self, name: bytes) -> int:
         raw, names = self.raw, self._names
         start = 0
-        if len(raw) > SCAN_MAX * _ENTRY and self._ready():
+        if len(raw) > SCAN_BYTES and (self._built * _ENTRY == len(raw) or self._ready()):
             table, mask = self._table, self._mask
             assert table is not None
             wanted = _long_hash(name)
@@ -167,7 +170,8 @@ class Directory:
 
     def number(self, index: int) -> int:
         """The inode number of an entry."""
-        return self._codec.number_at(self.raw, index * _ENTRY)
+        value: int = self._unpack(self.raw, index * _ENTRY)[0]
+        return value
 
     def slot(self, index: int) -> int:
         """The long-name slot of a long entry."""

@@ -23,6 +23,7 @@ from cowfs.fs.space import data_cost, inode_cost, path
 from cowfs.fs.xattr import check_name as check_xattr_name
 from cowfs.ondisk import format as f
 from cowfs.ondisk.records import Buffer
+from cowfs.storage.blocktree import WritableRoot
 from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Tier, Volume
 
@@ -76,10 +77,12 @@ class Filesystem(NameOperations):
         self._check_writable()
         inode = self._inode(ino)
         if size is not None:
-            self._truncate(inode, size, caller is None or caller.uid != 0)
+            self._check_size(inode, size)
         with self.volume.operation():
-            self.volume.admit(inode_cost(self.tree, 1), Tier.REMOVE)
-            self.inodes.make_writable(inode)
+            self._admit_setattr(inode, size)
+            root = self.inodes.make_writable(inode)
+            if size is not None:
+                self._set_size(inode, root, size, caller is None or caller.uid != 0)
             if mode is not None:
                 inode.mode = stat.S_IFMT(inode.mode) | (mode & _PERMISSIONS)
             if uid is not None or gid is not None:
@@ -169,24 +172,30 @@ class Filesystem(NameOperations):
         """
         self._check_writable()
         inode = self._inode(ino)
-        self._truncate(inode, size, kill_privileges)
+        self._check_size(inode, size)
+        with self.volume.operation():
+            self._admit_setattr(inode, size)
+            self._set_size(inode, self.inodes.make_writable(inode), size, kill_privileges)
         return self.inodes.attributes(inode)
 
-    def _truncate(self, inode: Inode, size: int, kill_privileges: bool) -> None:
+    def _check_size(self, inode: Inode, size: int) -> None:
         _check_regular(inode)
         if size < 0:
             raise InvalidArgument("a negative size")
         if size > self._geometry.file_size_max:
             raise FileTooBig
-        tier = Tier.WRITE if size > inode.root.size else Tier.REMOVE
-        with self.volume.operation():
-            self.volume.admit(inode_cost(self.tree, 1) + 2 * (f.LEVEL_MAX + 1), tier)
-            root = self.inodes.make_writable(inode)
-            if size != inode.root.size:
-                self._trees.resize(root, size)
-            inode.mtime = inode.ctime = self._now()
-            if kill_privileges and inode.mode & (stat.S_ISUID | stat.S_ISGID):
-                inode.mode = without_privileges(inode.mode)
+
+    def _admit_setattr(self, inode: Inode, size: int | None) -> None:
+        """Space for the inode, and for the last block and the path to it where the size changes."""
+        tier = Tier.WRITE if size is not None and size > inode.root.size else Tier.REMOVE
+        self.volume.admit(inode_cost(self.tree, 1) + (0 if size is None else 2 * (f.LEVEL_MAX + 1)), tier)
+
+    def _set_size(self, inode: Inode, root: WritableRoot, size: int, kill_privileges: bool) -> None:
+        if size != inode.root.size:
+            self._trees.resize(root, size)
+        inode.mtime = inode.ctime = self._now()
+        if kill_privileges and inode.mode & (stat.S_ISUID | stat.S_ISGID):
+            inode.mode = without_privileges(inode.mode)
 
     def readlink(self, ino: int) -> bytes:
         """The target of a symbolic link. Raises InvalidArgument for anything else, Corrupt, DeviceError."""

@@ -130,6 +130,7 @@ class InodeTable:
         self._level_max = f.FOREIGN_LEVEL_MAX if volume.foreign else f.LEVEL_MAX
         self._dirty: dict[int, Inode] = {}
         self._late_atimes: dict[int, Inode] = {}
+        self._prepared: int | None = None
         if tree.num_inodes * f.INODE_SIZE > tree.inodes.size:
             raise Corrupt("inode file", wanted=f"{tree.num_inodes} inodes", found=f"{tree.inodes.size} bytes")
         leaves = tree.num_inodes // self._per_leaf
@@ -266,7 +267,7 @@ class InodeTable:
 
     def allocate(self, mode: int, uid: int, gid: int, now: int) -> Inode:
         """A new inode in use, with link count 1; `prepare_allocation` came before, and space has been admitted."""
-        index = self._find_free_leaf()
+        index = self._take_leaf()
         leaf = self._writable_leaf(index)
         place = leaf[STATUS_OFFSET :: f.INODE_SIZE].find(f.STATUS_FREE)
         offset = place * f.INODE_SIZE
@@ -381,23 +382,26 @@ class InodeTable:
 
     def prepare_allocation(self) -> None:
         """Does all of `allocate` that can fail, before anything changes. Raises NoSpace, Corrupt, DeviceError."""
-        leaves = self.tree.num_inodes // self._per_leaf
-        if self.tree.free_inodes > 0:
-            if self._free.find(leaves) is not None or self._can_grow or self._free.find(leaves, leaves) is not None:
-                return
-            raise Corrupt("free inodes", wanted=self.tree.free_inodes, found=0)
-        if not self._can_grow:
+        tree = self.tree
+        self._prepared = None
+        if tree.free_inodes > 0:
+            leaves = tree.num_inodes // self._per_leaf
+            self._prepared = self._free.find(leaves)
+            if self._prepared is None and not self._can_grow:
+                self._prepared = self._free.find(leaves, leaves)
+                if self._prepared is None:
+                    raise Corrupt("free inodes", wanted=tree.free_inodes, found=0)
+        elif not self._can_grow:
             raise NoSpace("no free inode")
 
-    def _find_free_leaf(self) -> int:
-        """A leaf of the inode file with a free inode; the file grows where the bounded search found none."""
-        tree = self.tree
-        leaves = tree.num_inodes // self._per_leaf
-        index = self._free.find(leaves) if tree.free_inodes > 0 else None
+    def _take_leaf(self) -> int:
+        """The leaf that `prepare_allocation` found; the file grows where its bounded search found none."""
+        index, self._prepared = self._prepared, None
         if index is None:
-            index = leaves
-            self._trees.resize(tree.writable_inodes(), (leaves + 1) * self._block_size)
-            tree.num_inodes = (leaves + 1) * self._per_leaf
+            tree = self.tree
+            index = tree.num_inodes // self._per_leaf
+            self._trees.resize(tree.writable_inodes(), (index + 1) * self._block_size)
+            tree.num_inodes = (index + 1) * self._per_leaf
             tree.free_inodes += self._per_leaf
             self._free.add(index)
         return index

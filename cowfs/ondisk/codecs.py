@@ -34,13 +34,11 @@ assert offset_of(f.LongEntry, "mark") == KEY_OFFSET
 assert _KEY.size == KEY_SIZE
 
 
-def short_key(name: bytes) -> bytes:
-    """The key of a short entry: what stands behind the inode number. `name` has 1..27 bytes."""
-    return _KEY.pack(len(name), name)
+pack_key: Final = _KEY.pack
+"""pack_key(length, name): the key of a short entry, what stands behind the inode number. `name` has 1..27 bytes."""
 
-
-DOT_KEY: Final = short_key(b".")
-DOT_DOT_KEY: Final = short_key(b"..")
+DOT_KEY: Final = pack_key(1, b".")
+DOT_DOT_KEY: Final = pack_key(2, b"..")
 
 
 class InodeCodec:
@@ -58,12 +56,11 @@ class InodeCodec:
 class EntryCodec:
     """Directory entries in raw bytes: offsets are bytes from the start of the directory, multiples of 32."""
 
-    __slots__ = ("_long", "_number", "_order", "_short", "_word")
+    __slots__ = ("_long", "_short", "_word", "unpack_number")
 
     def __init__(self, order: ByteOrder) -> None:
-        self._order = order
         self._word = struct.Struct(order + "I")
-        self._number = self._word.unpack_from
+        self.unpack_number = self._word.unpack_from
         self._short = f.ShortEntry._structs[order].pack
         self._long = f.LongEntry._structs[order].pack
 
@@ -81,17 +78,17 @@ class EntryCodec:
 
     def number_at(self, raw: Buffer, offset: int) -> int:
         """The inode number of the entry at `offset`."""
-        value: int = self._number(raw, offset)[0]
+        value: int = self.unpack_number(raw, offset)[0]
         return value
 
     def slot_at(self, raw: Buffer, offset: int) -> int:
         """The long-name slot of the long entry at `offset`."""
-        value: int = self._number(raw, offset + SLOT_OFFSET)[0]
+        value: int = self.unpack_number(raw, offset + SLOT_OFFSET)[0]
         return value
 
     def checksum_at(self, raw: Buffer, offset: int) -> int:
         """The name's checksum in the long entry at `offset`."""
-        value: int = self._number(raw, offset + CHECKSUM_OFFSET)[0]
+        value: int = self.unpack_number(raw, offset + CHECKSUM_OFFSET)[0]
         return value
 
     def has_gap(self, raw: Buffer) -> bool:
