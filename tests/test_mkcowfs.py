@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,10 +20,14 @@ import pytest
 import mkcowfs.cli
 import mkcowfs.recognise
 from cowfs import __version__
+from cowfs.check import check_image
 from cowfs.errors import DeviceError
+from cowfs.fs import Filesystem
+from cowfs.ondisk.format import ROOT_INODE
 from cowfs.ondisk.records import Buffer
 from cowfs.storage.device import FileDevice
 from cowfs.storage.superblock import read_slots
+from cowfs.storage.volume import Volume
 from mkcowfs.cli import parse_size, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,7 +130,9 @@ def test_a_new_image(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_text_output_and_block_sizes(image: Path, capsys: pytest.CaptureFixture[str], block_size: int) -> None:
     assert run([str(image), "--size", "2M", "--block-size", str(block_size), "--label", "L"]) == 0
     output = capsys.readouterr()
-    superblock = read_slots(FileDevice.open(image, read_only=True)).newest.superblock
+    device = FileDevice.open(image, read_only=True)
+    check_image(device)
+    superblock = read_slots(device).newest.superblock
     assert superblock.block_size == block_size
     assert output.out == (
         f"{image}: {2 * MIB} bytes, {superblock.num_blocks} blocks of {block_size} bytes, "
@@ -169,6 +176,17 @@ def test_the_time_of_making(
         "SOURCE_DATE_EPOCH is 'yesterday', which is not a number of seconds since 1970"
     )
     assert not (tmp_path / "c").exists()
+
+
+def test_the_root_is_empty_and_belongs_to_who_made_it(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 1234)
+    monkeypatch.setattr(os, "getgid", lambda: 5678)
+    assert run([str(image), "--size", "1M"]) == 0
+    check_image(FileDevice.open(image, read_only=True))
+    filesystem = Filesystem(Volume.open(FileDevice.open(image, read_only=True), read_only=True))
+    root = filesystem.getattr(ROOT_INODE)
+    assert (root.uid, root.gid, root.mode, root.links) == (1234, 5678, stat.S_IFDIR | 0o755, 2)
+    assert [name for _, name, _, _ in filesystem.listing(ROOT_INODE).entries()] == [b".", b".."]
 
 
 def writes_of_making(image: Path, size: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:

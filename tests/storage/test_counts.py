@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 import pytest
 
+from cowfs.check import check_image
+from cowfs.fs import Caller, Filesystem
+from cowfs.ondisk.format import ROOT_INODE
 from cowfs.ondisk.geometry import geometry_for_size
 from cowfs.storage.device import MemoryDevice
 from cowfs.storage.mkvolume import make_volume
@@ -97,6 +100,26 @@ def test_the_first_change_and_closing(block_size: int) -> None:
         assert large.writes <= small.writes + 4
         assert large.bytes_written <= small.bytes_written + 16 * block_size
         assert large.flushes == small.flushes
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_opening_a_volume_in_use(*, read_only: bool) -> None:
+    device = formatted(SMALL, 512)
+    filesystem = Filesystem(Volume.open(device))
+    for number in range(500):
+        name = f"file {number} with a long name, which lies elsewhere".encode()
+        ino = filesystem.create(ROOT_INODE, name, 0o644, Caller()).ino
+        filesystem.write(ino, 0, bytes([number % 255 + 1]) * 50_000)
+    filesystem.close()
+    assert filesystem.statfs().free < filesystem.statfs().blocks * 2 // 3
+    device.reset_counters()
+    volume = Volume.open(device, read_only=read_only)
+    counts = Counts.taken_from(device)
+    assert 0 < counts.reads <= OPEN_READS_MAX
+    assert counts.bytes_read <= OPEN_BYTES_MAX
+    assert Filesystem(volume).getattr(ROOT_INODE).links == 2
+    assert Counts.taken_from(device).reads <= CHANGE_READS_MAX
+    check_image(device)
 
 
 def test_opening_after_a_crash_checks_the_manifest_only() -> None:
