@@ -5,7 +5,7 @@ Nothing here uses the logic of the storage room; only its devices.
 
 from cowfs.check.check import check_device, check_image
 from cowfs.check.dump import USAGES as DUMP_USAGES
-from cowfs.check.dump import dump
+from cowfs.check.dump import dump_lines
 from cowfs.check.problem import KINDS, Counts, Kind, Problem, Report
 
-__all__ = ["DUMP_USAGES", "KINDS", "Counts", "Kind", "Problem", "Report", "check_device", "check_image", "dump"]
+__all__ = ["DUMP_USAGES", "KINDS", "Counts", "Kind", "Problem", "Report", "check_device", "check_image", "dump_lines"]

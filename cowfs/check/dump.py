@@ -58,7 +58,7 @@ class View:
 Dumper = Callable[[View, list[str]], Iterator[str]]
 
 
-def dump(device: Device, words: Sequence[str] = (), *, superblock: int | None = None) -> Iterator[str]:
+def dump_lines(device: Device, words: Sequence[str] = (), *, superblock: int | None = None) -> Iterator[str]:
     """The lines for `words`: the name of a dump and its arguments (`USAGES`); no words: the superblock.
 
     Raises, at once or while lines are taken: InvalidArgument for words that mean nothing, NotAVolume, Unsupported,
