@@ -45,6 +45,12 @@ class Corrupt(CowfsError):
         super().__init__(text)
 
 
+class UnreadableData(CowfsError):
+    """A block of file data that had to be read for a change cannot be. The change was not made; all else is sound."""
+
+    errno = errno.EIO
+
+
 class NotAVolume(CowfsError):
     """The bytes are not those of a qnx6 volume."""
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from cowfs.errors import Corrupt, FileTooBig
+from cowfs.errors import Corrupt, DeviceError, FileTooBig, UnreadableData
 from cowfs.ondisk import format as f
 from cowfs.ondisk.records import Buffer
 from cowfs.storage.blockio import BlockStore, Words, hole_pointer, pointer_bytes
@@ -237,13 +237,20 @@ class BlockTrees:
         """Changes part of one block of file data."""
         pointers, slot = self._pointers_for_write(root, tx, index)
         old = pointers[slot]
-        content = bytearray(self._block_size) if tx.is_hole(old) else bytearray(self.store.read_run(old, 1))
+        content = bytearray(self._block_size) if tx.is_hole(old) else self._content(old)
         content[start : start + len(piece)] = piece
         if not tx.is_hole(old) and tx.writable_in_place(old):
             self.store.put_data(old, content)
             tx.changes += 1
             return
         self._place(root, tx, index, [old], memoryview(content))
+
+    def _content(self, block: int) -> bytearray:
+        """A block of file data that is to be changed in part. What was done so far only shadowed, so failing is harmless."""
+        try:
+            return bytearray(self.store.read_run(block, 1))
+        except (Corrupt, DeviceError) as error:
+            raise UnreadableData(str(error)) from error
 
     def _write_whole(self, root: Root, tx: Transaction, index: int, view: memoryview) -> None:
         block_size = self._block_size

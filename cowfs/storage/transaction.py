@@ -16,7 +16,9 @@ Locking: the core thread only.
 
 from __future__ import annotations
 
-from cowfs.errors import Corrupt, TooManyLinks
+from collections.abc import Callable
+
+from cowfs.errors import Corrupt, DeviceError, TooManyLinks
 from cowfs.ondisk import format as f
 from cowfs.ondisk.records import Buffer
 from cowfs.storage.blockio import BlockStore, pointer_bytes
@@ -38,6 +40,7 @@ class Transaction:
         self.reclaim = reclaim
         self.zero_blocks = zero_blocks
         self.changes = 0  # grows with every change
+        self.on_leak: Callable[[str], None] = lambda note: None
         self._block_size = store.block_size
 
     def is_hole(self, pointer: int) -> bool:
@@ -154,32 +157,36 @@ class Transaction:
             for block in range(start, start + count):
                 self.store.forget(block)
 
-    def drop_children(self, data: Buffer, kind: int, level: int) -> int:
-        """Lets go of all children of a block whose contents are `data`; returns how many there were."""
+    def _drop_all(self, found: list[Child], kind: int, level: int) -> int:
+        """Lets go of all children of a block; returns how many there are."""
         if level == 1 and kind != f.KIND_INODES:
-            return self._drop_leaves(data)
-        found = children(self.store, self.zero_blocks, data, kind, level)
-        for block, child_kind, child_level in found:
-            self.drop(block, child_kind, child_level)
+            for start, count in runs_of([block for block, _, _ in found]):
+                self.drop_data(start, count)
+        else:
+            for block, child_kind, child_level in found:
+                self.drop(block, child_kind, child_level)
         return len(found)
-
-    def _drop_leaves(self, data: Buffer) -> int:
-        pointers = [p for p in self.store.words(data) if p != f.NO_BLOCK and p not in self.zero_blocks]
-        for start, count in runs_of(pointers):
-            self.drop_data(start, count)
-        return len(pointers)
 
     def drop_now(self, pointer: int, kind: int, level: int) -> int:
         """As `drop`, but a subtree of level 1 is freed at once; returns the number of blocks looked at."""
         if level != 1 or kind == f.KIND_INODES or self.is_hole(pointer) or self.spacemap.extra_parents(pointer):
             self.drop(pointer, kind, level)
             return 1
-        count = self._drop_leaves(self.store.read(pointer))
+        try:
+            found = children(self.store, self.zero_blocks, self.store.read(pointer), kind, level)
+        except (Corrupt, DeviceError):
+            self.drop(pointer, kind, level)  # what cannot be read must not keep its file from being removed
+            return 1
+        count = self._drop_all(found, kind, level)
         self.drop_data(pointer, 1)
         return count + 1
 
     def reclaim_one(self) -> int:
-        """Works off one entry of the reclaim queue; returns the number of blocks looked at, 0 if it was empty."""
+        """Works off one entry of the reclaim queue; returns the number of blocks looked at, 0 if it was empty.
+
+        A block that cannot be read, or points where nothing can be, is left allocated with all below it: space is lost
+        (`on_leak` is told), nothing else; `check` finds it.
+        """
         entry = self.reclaim.pop()
         if entry is None:
             return 0
@@ -189,7 +196,12 @@ class Transaction:
         if extra:
             self.spacemap.set_extra_parents(block, extra - 1)
             return 1
-        count = self.drop_children(self.store.read(block), kind, level)
+        try:
+            found = children(self.store, self.zero_blocks, self.store.read(block), kind, level)
+        except (Corrupt, DeviceError) as error:
+            self.on_leak(f"blocks that were freed stay allocated: {error}")
+            return 1
+        count = self._drop_all(found, kind, level)
         self.drop_data(block, 1)
         return count + 1
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from cowfs.errors import Corrupt, DeviceError, NoSpace, ReadOnly, SpaceShort
+from cowfs.errors import Corrupt, DeviceError, NoSpace, ReadOnly, SpaceShort, UnreadableData
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
 from cowfs.storage.blockio import BlockStore
@@ -109,7 +109,7 @@ class Volume:
         if not read_only and reason:
             notes.append(f"read-only: {reason}")
         volume = cls(device, slot, read_only_reason=reason)
-        volume.notes = notes
+        volume.notes += notes
         volume.serial = max(slots.serial_max, slot.serial)
         if not volume.read_only:
             volume.commit_empty()
@@ -155,6 +155,7 @@ class Volume:
         self.bitmap.evictable = self.spacemap.evictable
         self.reclaim = ReclaimQueue(self.reclaim_tree, extension.reclaim_count)
         self.tx = Transaction(store, self.spacemap, self.reclaim, zero)
+        self.tx.on_leak = self.notes.append
 
     # --- state ---
 
@@ -177,13 +178,17 @@ class Volume:
 
     @contextmanager
     def operation(self) -> Iterator[None]:
-        """Around one change: a failure after the first change of state must never be committed, so it latches."""
+        """Around one change: a failure after the first change of state must never be committed, so it latches.
+
+        UnreadableData does not: it says that nothing but shadowing was done in the place where it was raised.
+        """
         assert self.tx is not None
         self._changes_before = self.tx.changes
         try:
             yield
         except BaseException as error:
-            if self.tx.changes != self._changes_before and not self.read_only:
+            harmless = isinstance(error, UnreadableData)
+            if self.tx.changes != self._changes_before and not harmless and not self.read_only:
                 self.latch(error)
             raise
 
