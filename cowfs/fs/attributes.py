@@ -84,5 +84,6 @@ def decode_device(word: int) -> tuple[int, int]:
 
 
 def device_fits(major: int, minor: int) -> bool:
-    """Whether the numbers have a place in the 32 bits that the format gives them."""
-    return 0 <= major <= _MAJOR_MAX and 0 <= minor <= _MINOR_MAX
+    """Whether the numbers have a place in the 32 bits that the format gives them: the highest word means "none"."""
+    fits = 0 <= major <= _MAJOR_MAX and 0 <= minor <= _MINOR_MAX
+    return fits and (major, minor) != (_MAJOR_MAX, _MINOR_MAX)

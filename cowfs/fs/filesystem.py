@@ -248,8 +248,9 @@ class Filesystem(NameOperations):
         check_xattr_name(inode, name)
         data = self.xattrs.without(inode, name)
         with self.volume.operation():
-            cost = data_cost(self.tree, self._geometry, 0, max(len(data), 1))
-            self.volume.admit(cost + inode_cost(self.tree, 1), Tier.REMOVE)
+            cost = data_cost(self.tree, self._geometry, 0, max(len(data), 1)) + inode_cost(self.tree, 1)
+            # What is left is written anew; only where that is little may it use what is kept back for removing.
+            self.volume.admit(cost, Tier.REMOVE if cost <= self.volume.margin else Tier.WRITE)
             self.inodes.make_writable(inode)
             now = self._now()
             self.xattrs.store(inode, data, now)
