@@ -129,7 +129,7 @@ def _make_root(volume: Volume, now_ns: int, owner: tuple[int, int]) -> None:
     live.inodes.size = block_size
     live.num_inodes = block_size // f.INODE_SIZE
     live.free_inodes = live.num_inodes - 2
-    live.inode_hint = f.FIRST_FREE_INODE
+    live.inode_hint = 1  # hints go by leaves
 
 
 def _inode(volume: Volume, seconds: int, extra: int, mode: int) -> f.DiskInode:

@@ -69,15 +69,14 @@ def read_slots(device: Device, base: int = 0) -> SlotSet:
             magic_seen = True
             reasons.append(found)
             break
+    magic_seen = magic_seen or _boot_pointer(device, base) is not None
     first_slot1 = slots[1].geometry.slot1 if 1 in slots else f.SLOT1_OFFSET
     for offset in _slot2_candidates(device, base, slots.get(1)):
         found = _read_slot(device, base, offset, 2, first_slot1)
         if isinstance(found, Slot):
             slots[2] = found
             break
-        if found:
-            magic_seen = True
-            reasons.append(found)
+        reasons.append(found)
     if not slots:
         if not magic_seen:
             raise NotAVolume(f"{device.name} is not a cowfs or qnx6 volume: no superblock found")
@@ -123,17 +122,24 @@ def slot_pointer(geometry: Geometry) -> tuple[bytes, bytes]:
     return f.BootHead(slot2_sector=sector).pack(), pointer.pack()
 
 
+def _boot_pointer(device: Device, base: int) -> f.SlotPointer | None:
+    """The boot block's pointer to slot 2, where there is a sound one."""
+    if device.size() < base + f.SLOT_POINTER_OFFSET + f.SlotPointer.SIZE:
+        return None
+    raw = device.read(base + f.SLOT_POINTER_OFFSET, f.SlotPointer.SIZE)
+    pointer = f.SlotPointer.unpack(raw)
+    return pointer if pointer.magic == f.SLOT_POINTER_MAGIC and pointer.checksum == crc32c(raw[:-4]) else None
+
+
 def _slot2_candidates(device: Device, base: int, slot1: Slot | None) -> list[int]:
     """Offsets at which slot 2 may lie, the likeliest first."""
     candidates: list[int] = []
     if slot1 is not None:
         candidates.append(slot1.geometry.slot_offsets[1])
     size = device.size()
-    if size >= base + f.SLOT_POINTER_OFFSET + f.SlotPointer.SIZE:
-        raw = device.read(base + f.SLOT_POINTER_OFFSET, f.SlotPointer.SIZE)
-        pointer = f.SlotPointer.unpack(raw)
-        if pointer.magic == f.SLOT_POINTER_MAGIC and pointer.checksum == crc32c(raw[:-4]):
-            candidates.append(base + pointer.slot2_offset)
+    pointer = _boot_pointer(device, base)
+    if pointer is not None:
+        candidates.append(base + pointer.slot2_offset)
     if slot1 is None:
         candidates.append(size - f.SLOT_AREA_SIZE)
     usable = [offset for offset in candidates if f.DATA_OFFSET <= offset <= size - f.RECORD_SIZE]

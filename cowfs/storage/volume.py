@@ -88,7 +88,15 @@ class Volume:
     # --- opening ---
 
     @classmethod
-    def open(cls, device: Device, *, read_only: bool = False, superblock: int | None = None, base: int = 0) -> Volume:
+    def open(
+        cls,
+        device: Device,
+        *,
+        read_only: bool = False,
+        superblock: int | None = None,
+        base: int = 0,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> Volume:
         """Opens the volume on `device` at byte `base`; `superblock` (1 or 2) insists on that slot's state.
 
         Raises NotAVolume, Corrupt, Unsupported, DeviceError. A foreign volume, and one with unknown read-only compatible
@@ -110,6 +118,7 @@ class Volume:
             notes.append(f"read-only: {reason}")
         volume = cls(device, slot, read_only_reason=reason)
         volume.notes += notes
+        volume.clock = clock
         volume.serial = max(slots.serial_max, slot.serial)
         if not volume.read_only:
             volume.commit_empty()
