@@ -232,8 +232,8 @@ class Volume:
         return self._dirty_bytes() > MUST_WAIT_BYTES
 
     def _dirty_bytes(self) -> int:
-        pages = len(self.store.dirty) + sum(tree.dirty_count for tree in self.system_trees)
-        return pages * self.store.block_size
+        # The bitmap and the references have fewer pages than the checksums, which every change touches.
+        return (len(self.store.dirty) + 2 * self.checksums.dirty_count) * self.store.block_size
 
     # --- space ---
 
