@@ -63,6 +63,10 @@ class Command:
         return json.dumps({"command": self.words, **self.options}).encode()
 
 
+INFO = Command(("info",))
+"""What a fresh descriptor of the control file answers without being asked."""
+
+
 def parse(data: bytes) -> Command:
     """One command, in text or in JSON, without or with a newline at its end. Raises InvalidArgument."""
     if len(data) > COMMAND_SIZE_MAX:
@@ -154,11 +158,14 @@ class CommandFailed(CowfsError):
 def send(mountpoint: str, command: Command) -> Reply:
     """Has the daemon behind `mountpoint` carry out a command. Raises CommandFailed, or OSError where none answers."""
     path = os.path.join(os.fsencode(mountpoint), DIRECTORY_NAME, FILE_NAME)
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    # On a mount that the kernel knows to be read-only nothing can be written, commands included.
+    asks = command != INFO
+    descriptor = os.open(path, (os.O_RDWR if asks else os.O_RDONLY) | os.O_CLOEXEC)
     try:
         failed = None
         try:
-            os.write(descriptor, command.to_json())
+            if asks:
+                os.write(descriptor, command.to_json())
         except OSError as error:
             failed = error
         pieces = []

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import click
 
 from cowfs import control
-from cowfs.cli.output import require_mount, show_json, show_table, size_text, time_text
+from cowfs.cli.output import printable, require_mount, show_json, show_table, size_text, time_text
 from cowfs.errors import Busy, CowfsError
 from cowfs.fuse import mounts
 from cowfs.storage.device import FileDevice
@@ -45,19 +45,18 @@ def info(target: str, as_json: bool) -> None:
 
 
 def _describe(target: str) -> control.Reply:
-    command = control.Command(("info",))
     if os.path.isdir(target) or mounts.at(target) is not None:
-        return control.send(require_mount(target).mountpoint, command)
+        return control.send(require_mount(target).mountpoint, control.INFO)
     for mount in mounts.of_image(target):
         if not mounts.is_dead(mount):
-            return control.send(mount.mountpoint, command)
+            return control.send(mount.mountpoint, control.INFO)
     from cowfs.fs.filesystem import Filesystem
     from cowfs.storage.volume import Volume
 
     device = FileDevice.open(target, read_only=True)
     try:
         device.lock(exclusive=False)
-        return control.run(command, control.Offline(Filesystem(Volume.open(device, read_only=True))))
+        return control.run(control.INFO, control.Offline(Filesystem(Volume.open(device, read_only=True))))
     finally:
         device.close()
 
@@ -108,10 +107,24 @@ def check(image: str, as_json: bool) -> int:
         show_json(report.to_json())
     else:
         for line in report.to_text():
-            click.echo(line)
+            click.echo(printable(line))
     return report.exit_code
 
 
-@click.command()
-def dump() -> None:
-    """x"""
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("image", type=click.Path())
+@click.argument("what", nargs=-1)
+@click.option(
+    "--superblock", type=click.Choice(["1", "2"]), help="Look at the state of superblock slot N.", metavar="N"
+)
+def dump(image: str, what: tuple[str, ...], superblock: str | None) -> None:
+    """Show in words what lies in IMAGE, sound or not; nothing is verified.
+
+    WHAT is one of: superblock (without WHAT), slots, boot, manifest, inode N, directory N, xattrs N, orphans, tree NAME,
+    block N, bitmap, references, longnames, reclaim, snapshots.
+    """
+    from cowfs.check.dump import dump_lines
+
+    with unmounted(image) as device:
+        for line in dump_lines(device, what, superblock=int(superblock) if superblock else None):
+            click.echo(printable(line))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -76,4 +77,8 @@ def sync(path: str) -> None:
 
     sync(2) and "sync -f" do not reach a FUSE daemon; this does.
     """
-    control.send(require_mount(path).mountpoint, control.Command(("sync",)))
+    try:
+        control.send(require_mount(path).mountpoint, control.Command(("sync",)))
+    except OSError as error:
+        if error.errno != errno.EROFS:  # a read-only mount has nothing to commit
+            raise

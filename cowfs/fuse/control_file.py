@@ -32,7 +32,7 @@ class ControlHandle:
 
     def __init__(self, host: control.Host) -> None:
         self._host = host
-        self._reply = b""
+        self._reply: bytes | None = None
         self._position = 0
 
     async def write(self, data: bytes) -> int:
@@ -53,7 +53,9 @@ class ControlHandle:
         return len(data)
 
     def read(self, offset: int, size: int) -> bytes:
-        """The next piece of the reply."""
+        """The next piece of the reply; before the first command, of that to `info`."""
+        if self._reply is None:
+            self._reply = control.encode_reply(control.run(control.INFO, self._host))
         if offset == 0:
             self._position = 0
         piece = self._reply[self._position : self._position + size]

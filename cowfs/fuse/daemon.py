@@ -167,7 +167,7 @@ def daemon_pid(mount: mounts.Mount) -> int | None:
     from cowfs.storage.device import FileDevice
 
     with contextlib.suppress(CowfsError, OSError):
-        return int(control.send(mount.mountpoint, control.Command(("info",)))["mount"]["pid"])
+        return int(control.send(mount.mountpoint, control.INFO)["mount"]["pid"])
     try:
         device = FileDevice.open(mount.source, read_only=True)
     except CowfsError:
