@@ -1,0 +1,116 @@
+"""While a commit is written out, the mount goes on: on a device whose flush takes a second."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mounting import ROOT, Place
+
+pytestmark = pytest.mark.fuse
+
+FLUSH_SECONDS = 1.0
+ANSWER_SECONDS = 0.05
+FILES = 200
+
+
+@contextmanager
+def slow_mount(place: Place, words: str = "") -> Iterator[None]:
+    """The place, mounted by a daemon with a slow device."""
+    program = Path(__file__).with_name("slow_daemon.py")
+    command = [sys.executable, program, place.image, place.mountpoint, str(FLUSH_SECONDS), words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        place.pids.append(process.pid)
+        try:
+            yield
+        finally:
+            place.umount()
+
+
+def slowest(turns: int, act: Callable[[int], object]) -> float:
+    """Seconds that the slowest of some calls takes. They are spread over the time that commits take."""
+    worst = 0.0
+    for turn in range(turns):
+        begin = time.perf_counter()
+        act(turn)
+        worst = max(worst, time.perf_counter() - begin)
+        time.sleep(0.01)
+    return worst
+
+
+@pytest.mark.parametrize("words", ["", "nowriteback"])
+def test_requests_are_answered_during_a_commit(place: Place, words: str) -> None:
+    place.make(64)
+    place.mount()
+    root = place.mountpoint
+    for number in range(FILES):
+        (root / f"file-{number}").write_bytes(os.urandom(10_000))
+    place.umount()
+    with slow_mount(place, words):
+        stop = threading.Event()
+        fsyncs = 0
+
+        def commit() -> None:
+            nonlocal fsyncs
+            with open(root / "synced", "wb", buffering=0) as file:
+                while not stop.is_set():
+                    file.write(b"x" * 5000)
+                    os.fsync(file.fileno())
+                    fsyncs += 1
+
+        target = os.open(root / "target", os.O_CREAT | os.O_RDWR)
+        thread = threading.Thread(target=commit)
+        thread.start()
+        try:
+            times = {
+                "stat": slowest(FILES // 2, lambda turn: (root / f"file-{turn}").stat()),
+                "read": slowest(FILES // 2, lambda turn: (root / f"file-{FILES - 1 - turn}").read_bytes()),
+                "write": slowest(100, lambda turn: os.pwrite(target, b"y" * 9000, turn * 7000)),
+                "create": slowest(100, lambda turn: (root / f"new-{turn}").touch()),
+                "mkdir": slowest(50, lambda turn: (root / f"directory-{turn}").mkdir()),
+                "unlink": slowest(50, lambda turn: (root / f"new-{turn}").unlink()),
+            }
+        finally:
+            stop.set()
+            thread.join()
+            os.close(target)
+        assert fsyncs >= 2, "commits went on meanwhile"
+        assert max(times.values()) < ANSWER_SECONDS, times
+
+
+def test_threads_that_sync_at_once_share_commits(place: Place) -> None:
+    threads, turns = 32, 3
+    place.make(64)
+    with slow_mount(place, "commit=3600"):
+        before = place.info()["serial"]
+        barrier = threading.Barrier(threads)
+        done: list[float] = []
+
+        def work(number: int) -> None:
+            with open(place.mountpoint / str(number), "wb", buffering=0) as file:
+                barrier.wait()
+                for _ in range(turns):
+                    file.write(b"x" * 5000)
+                    os.fsync(file.fileno())
+                    done.append(time.monotonic())
+
+        workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+        begin = time.monotonic()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        commits = place.info()["serial"] - before
+        assert len(done) == threads * turns
+        assert turns <= commits <= 2 * turns + 2
+        assert max(done) - begin < threads * turns * FLUSH_SECONDS / 4
