@@ -37,6 +37,7 @@ class NamespaceCheck:
         self._pages: dict[int, InodePage] = {}
         self._names: dict[int, array.array[int]] = {}  # by page, how many entries name each inode
         self._parents: dict[int, int] = {}  # of directories
+        self._named_again: list[tuple[int, int]] = []  # directories with more than one name: (directory, where)
         self._dot_dots: dict[int, int] = {}
         self._subdirectories: dict[int, int] = {}
         self._holders: dict[int, int] = {}  # of extended attributes: whose
@@ -55,6 +56,7 @@ class NamespaceCheck:
             self._read_orphan_list()
         self._read_contents()
         self._directories.check_slots()
+        self._settle_parents()
         self._check_links()
         self._check_parents()
         if counts is not None:
@@ -190,11 +192,23 @@ class NamespaceCheck:
         self._names[index][place] += 1
         if stat.S_ISDIR(self._pages[index].modes[place]):
             if number == f.ROOT_INODE or number in self._parents:
-                text = f"entry {shown(name)} of inode {parent} is one name too many"
-                self._add(p.DIRECTORY_NAMED_TWICE, text, number)
+                self._add(p.DIRECTORY_NAMED_TWICE, f"also as {shown(name)} in inode {parent}", number)
+                self._named_again.append((number, parent))
             else:
-                self._parents[number] = parent
-                self._subdirectories[parent] = self._subdirectories.get(parent, 0) + 1
+                self._set_parent(number, parent)
+
+    def _set_parent(self, number: int, parent: int) -> None:
+        old = self._parents.get(number)
+        if old is not None:
+            self._subdirectories[old] -= 1
+        self._parents[number] = parent
+        self._subdirectories[parent] = self._subdirectories.get(parent, 0) + 1
+
+    def _settle_parents(self) -> None:
+        """Of several directories that name one, that which its `..` leads to counts as its parent."""
+        for number, parent in self._named_again:
+            if number != f.ROOT_INODE and self._dot_dots.get(number) == parent:
+                self._set_parent(number, parent)
 
     def _read_orphan_list(self) -> None:
         inode = self._inode(f.ORPHAN_INODE)
@@ -210,7 +224,8 @@ class NamespaceCheck:
                 self._add(p.ORPHAN_ENTRY, f"inode {number} is not an orphan", f.ORPHAN_INODE)
             elif number in self._orphans:
                 self._add(p.ORPHAN_ENTRY, f"inode {number} is listed twice", f.ORPHAN_INODE)
-            self._orphans.add(number)
+            else:
+                self._orphans.add(number)
         if self._orphans and self._tree.id == 0:
             self._add(p.ORPHANS, f"{len(self._orphans)} unlinked but not yet released", f.ORPHAN_INODE)
 

@@ -51,7 +51,8 @@ def contents_of(owner: f.RootNode | f.DiskInode) -> Contents:
 
 
 class BlockReader:
-    """Blocks of one state by number. A block that the device cannot read is reported once and then counts as zeros."""
+    """Blocks of one state by number. A block that the device cannot read is reported once and then counts as zeros; it is
+    in `unreadable` from then on."""
 
     def __init__(self, device: Device, state: State, report: p.Report) -> None:
         self.device = device
@@ -62,7 +63,7 @@ class BlockReader:
         self.num_blocks = state.geometry.num_blocks
         self.zeros = bytes(self.block_size)
         self.nowhere = frozenset((f.NO_BLOCK, FOREIGN_HOLE, *state.zero_blocks))
-        self._unreadable: set[int] = set()
+        self.unreadable: set[int] = set()
         self._kept: tuple[int, array.array[int]] = (-1, array.array("I"))
 
     def block(self, number: int) -> bytes:
@@ -76,8 +77,8 @@ class BlockReader:
         except DeviceError as error:
             if count > 1:
                 return b"".join(self.run(number, 1) for number in range(first, first + count))
-            if first not in self._unreadable:
-                self._unreadable.add(first)
+            if first not in self.unreadable:
+                self.unreadable.add(first)
                 self.report.add(p.BLOCK_UNREADABLE, str(error), block=first)
             return self.zeros
 

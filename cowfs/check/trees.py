@@ -316,6 +316,7 @@ class TreeWalk:
             if block >= self.usage.num_blocks:
                 text = f"{KIND_NAMES[owner.kind]}: block {block} of {self.usage.num_blocks} at level {level}"
                 self._report(p.POINTER_RANGE, text, owner)
+                count += level == 0  # it is no hole
                 continue
             count += self._enter(block, level, first + i * span, limit, owner)
         return count
