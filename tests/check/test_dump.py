@@ -6,8 +6,8 @@ import random
 
 import pytest
 from damage import Image
-from foreign import ForeignVolume
-from sample import LONG_NAMES, sample
+from damage_sample import LONG_NAMES, sample
+from foreign_volume import ForeignVolume
 
 from cowfs.check import DUMP_USAGES, dump_lines
 from cowfs.check.dump import hex_lines

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from foreign import FILE, RESERVED, ForeignVolume, pointers
+from foreign_volume import FILE, RESERVED, ForeignVolume, pointers
 
 from cowfs.check import check_device
 from cowfs.ondisk import format as f

@@ -7,8 +7,8 @@ import time
 
 import pytest
 from damage import Image
-from foreign import ForeignVolume
-from sample import sample
+from damage_sample import sample
+from foreign_volume import ForeignVolume
 
 from cowfs.check import check_device
 from cowfs.errors import CowfsError

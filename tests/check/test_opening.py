@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from damage import Image
-from sample import sample
+from damage_sample import sample
 from support import MIB, new_device
 
 from cowfs.check import check_device

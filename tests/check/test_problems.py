@@ -6,8 +6,8 @@ import json
 
 import pytest
 from damage import Image
-from recipes import RECIPES, Recipe
-from sample import sample
+from damage_recipes import RECIPES, Recipe
+from damage_sample import sample
 
 from cowfs.check import KINDS, Report, check_device, check_image
 from cowfs.check import check as check_module

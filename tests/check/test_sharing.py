@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 
 from damage import Image, long_entry, short_entry
-from sample import LONG_NAMES, sample
+from damage_sample import LONG_NAMES, sample
 
 from cowfs.check import Report, check_device
 from cowfs.ondisk import format as f

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from damage import Image, long_entry, short_entry
-from sample import LONG_NAMES
+from damage_sample import LONG_NAMES
 
 from cowfs.check import Kind
 from cowfs.check import problem as p
