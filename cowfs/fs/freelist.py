@@ -57,6 +57,12 @@ class FreeList:
             self._heap.clear()
             self._known.clear()
 
+    def none_free(self, end: int) -> None:
+        """Nothing below `end` is free: another count says so."""
+        self.frontier = end
+        self._heap.clear()
+        self._known.clear()
+
     @property
     def hint(self) -> int:
         """A unit below which nothing is free."""

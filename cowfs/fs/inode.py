@@ -131,6 +131,7 @@ class InodeTable:
         self._dirty: dict[int, Inode] = {}
         self._late_atimes: dict[int, Inode] = {}
         self._prepared: int | None = None
+        self._trim_at = INODE_CACHE_MAX  # number of cached inodes at which some are forgotten
         if tree.num_inodes * f.INODE_SIZE > tree.inodes.size:
             raise Corrupt("inode file", wanted=f"{tree.num_inodes} inodes", found=f"{tree.inodes.size} bytes")
         leaves = tree.num_inodes // self._per_leaf
@@ -145,7 +146,7 @@ class InodeTable:
             inode = self._load(number)
             if inode is not None:
                 self.cached[number] = inode
-                if len(self.cached) > INODE_CACHE_MAX:
+                if len(self.cached) > self._trim_at:
                     self._trim()
         return inode
 
@@ -243,10 +244,16 @@ class InodeTable:
             raise Corrupt(f"{what}: length of a symlink", wanted=f"<= {f.SYMLINK_SIZE_MAX}", found=root.size)
 
     def _trim(self) -> None:
-        """Forgets the quarter of the cache that was read longest ago, but nothing that still has to be written."""
-        for number in list(self.cached)[: INODE_CACHE_MAX // 4]:
+        """Forgets inodes that were read longest ago, but nothing that still has to be written."""
+        excess = len(self.cached) - INODE_CACHE_MAX * 3 // 4
+        for number in list(self.cached):
             if number not in self._dirty and number not in self._late_atimes:
                 del self.cached[number]
+                excess -= 1
+                if excess <= 0:
+                    break
+        # Where most of them wait to be written, looking again at once would find no more.
+        self._trim_at = max(INODE_CACHE_MAX, len(self.cached) * 5 // 4)
 
     # --- changing ---
 
@@ -337,6 +344,9 @@ class InodeTable:
                 inode.epoch = NEVER
                 inode.token = None
         self._dirty.clear()
+        self._trim_at = INODE_CACHE_MAX
+        if len(self.cached) > INODE_CACHE_MAX:
+            self._trim()
         self.tree.inode_hint = self._free.hint * self._per_leaf + 1
 
     def _store(self, inode: Inode, leaf: bytearray, offset: int) -> None:
@@ -384,14 +394,16 @@ class InodeTable:
         """Does all of `allocate` that can fail, before anything changes. Raises NoSpace, Corrupt, DeviceError."""
         tree = self.tree
         self._prepared = None
+        leaves = tree.num_inodes // self._per_leaf
         if tree.free_inodes > 0:
-            leaves = tree.num_inodes // self._per_leaf
             self._prepared = self._free.find(leaves)
             if self._prepared is None and not self._can_grow:
                 self._prepared = self._free.find(leaves, leaves)
                 if self._prepared is None:
                     raise Corrupt("free inodes", wanted=tree.free_inodes, found=0)
-        elif not self._can_grow:
+        elif self._can_grow:
+            self._free.none_free(leaves)
+        else:
             raise NoSpace("no free inode")
 
     def _take_leaf(self) -> int:

@@ -1,0 +1,377 @@
+"""Inodes: numbers, growth of the inode file, the cache, write-back, orphans, and what damage to their bytes does."""
+
+from __future__ import annotations
+
+import random
+import stat
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from support import MIB, close_filesystem, filesystem_on, new_device, open_filesystem
+
+from cowfs.errors import Corrupt, CowfsError, NoSpace, Stale
+from cowfs.fs import Caller, Filesystem
+from cowfs.fs import inode as module
+from cowfs.ondisk import format as f
+from cowfs.storage.device import MemoryDevice
+
+CALLER = Caller(1000, 1000)
+
+
+def create(filesystem: Filesystem, name: bytes) -> int:
+    return filesystem.create(1, name, 0o644, CALLER).ino
+
+
+# --- numbers ---
+
+
+@pytest.mark.parametrize("block_size", [512, 4096])
+def test_the_inode_file_grows_on_demand(block_size: int) -> None:
+    device = new_device(block_size=block_size)
+    with filesystem_on(device) as filesystem:
+        assert [create(filesystem, b"%d" % number) for number in range(300)] == list(range(3, 303))
+        tree = filesystem.tree
+        assert tree.num_inodes - tree.free_inodes == 302
+        assert tree.num_inodes == tree.inodes.size // f.INODE_SIZE
+        assert tree.num_inodes < 302 + block_size // f.INODE_SIZE
+    tree = open_filesystem(device, read_only=True).tree
+    assert tree.num_inodes - tree.free_inodes == 302
+    assert 303 - block_size // f.INODE_SIZE < tree.inode_hint <= 303
+
+
+def test_the_lowest_free_number_is_taken_again() -> None:
+    device = new_device(block_size=512)
+    with filesystem_on(device) as filesystem:
+        for number in range(200):
+            create(filesystem, b"%d" % number)
+        for number in (150, 20, 90):
+            filesystem.unlink(1, b"%d" % number)
+        assert create(filesystem, b"first") == 23
+    with filesystem_on(device) as filesystem:
+        assert filesystem.tree.inode_hint <= 93
+        assert [create(filesystem, name) for name in (b"a", b"b", b"c")] == [93, 153, 203]
+
+
+def test_finding_a_free_inode_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a hint that is far too low, and nothing free but the last inodes, no creation reads the whole inode file."""
+    device = new_device(64 * MIB, 512)
+    with filesystem_on(device) as filesystem:
+        for number in range(2000):
+            create(filesystem, b"%d" % number)
+    filesystem = open_filesystem(device)
+    filesystem.tree.inode_hint = 1
+    filesystem.sync()
+    filesystem = Filesystem(filesystem.volume)
+    probes: list[int] = []
+    for number in range(20):
+        count = 0
+        original = filesystem.inodes._has_free
+
+        def counted(index: int, original: Callable[[int], bool] = original) -> bool:
+            nonlocal count
+            count += 1
+            return original(index)
+
+        monkeypatch.setattr(filesystem.inodes._free, "_probe", counted)
+        create(filesystem, b"new %d" % number)
+        monkeypatch.undo()
+        probes.append(count)
+    assert max(probes) <= 70
+    assert len({filesystem.lookup(1, b"new %d" % number).ino for number in range(20)}) == 20
+    close_filesystem(filesystem)
+
+
+def test_no_inode_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INODES_MAX", 64)
+    with filesystem_on(new_device(block_size=512)) as filesystem:
+        for number in range(62):
+            create(filesystem, b"%d" % number)
+        for operation in (
+            lambda: create(filesystem, b"x"),
+            lambda: filesystem.mkdir(1, b"x", 0o755, CALLER),
+            lambda: filesystem.symlink(1, b"x", b"t", CALLER),
+            lambda: filesystem.setxattr(3, b"user.x", b""),
+        ):
+            with pytest.raises(NoSpace, match="no free inode"):
+                operation()
+        assert not filesystem.volume.read_only
+        filesystem.unlink(1, b"0")
+        assert create(filesystem, b"x") == 3
+
+
+# --- the cache ---
+
+
+def test_a_small_cache_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INODE_CACHE_MAX", 8)
+    choose = random.Random(2)
+    device = new_device(block_size=512)
+    with filesystem_on(device) as filesystem:
+        directories = [filesystem.mkdir(1, b"d%d" % number, 0o755, CALLER).ino for number in range(30)]
+        sizes: dict[tuple[int, bytes], int] = {}
+        for step in range(1500):
+            where = choose.choice(directories)
+            name = b"%d" % choose.randrange(5)
+            if (where, name) not in sizes:
+                filesystem.create(where, name, 0o644, CALLER)
+                sizes[where, name] = 0
+            elif choose.random() < 0.5:
+                ino = filesystem.lookup(where, name).ino
+                filesystem.write(ino, sizes[where, name], b"12345")
+                sizes[where, name] += 5
+            else:
+                new = choose.choice(directories), b"%d" % choose.randrange(5, 9)
+                filesystem.rename(where, name, *new)
+                sizes[new] = sizes.pop((where, name))
+            if step % 100 == 0:
+                filesystem.sync()
+                for ino in directories:
+                    filesystem.getattr(ino)
+                assert len(filesystem.inodes.cached) <= 8 + 1
+        for (where, name), size in sizes.items():
+            assert filesystem.lookup(where, name).size == size
+
+
+def test_attributes_are_built_once_per_change() -> None:
+    with filesystem_on(new_device()) as filesystem:
+        ino = create(filesystem, b"f")
+        first = filesystem.getattr(ino)
+        assert filesystem.getattr(ino) is first
+        assert filesystem.lookup(1, b"f") is first
+        filesystem.write(ino, 0, b"x")
+        second = filesystem.getattr(ino)
+        assert (first.size, second.size) == (0, 1)
+
+
+def test_every_field_survives() -> None:
+    device = new_device()
+    with filesystem_on(device) as filesystem:
+        ino = create(filesystem, b"f")
+        filesystem.setattr(
+            ino, mode=0o7777, uid=0xFFFFFFFE, gid=0xFFFFFFFD, atime_ns=-5, mtime_ns=1 << 62, ctime_ns=10**18 + 1
+        )
+        filesystem.truncate(ino, 1 << 40)
+        filesystem.setxattr(ino, b"user.x", b"y")
+        wanted = filesystem.setattr(ino, mode=0o7777, ctime_ns=10**18 + 1)
+    assert open_filesystem(device, read_only=True).getattr(ino) == wanted
+
+
+# --- orphans ---
+
+
+def kill(device: MemoryDevice) -> Filesystem:
+    """The daemon dies and the volume is opened again."""
+    return open_filesystem(device)
+
+
+def test_an_unlinked_open_file_lives_on_and_goes_with_its_last_user() -> None:
+    with filesystem_on(new_device()) as filesystem:
+        ino = create(filesystem, b"f")
+        filesystem.write(ino, 0, b"data")
+        filesystem.hold(ino)
+        filesystem.hold(ino, 2)
+        filesystem.unlink(1, b"f")
+        filesystem.write(ino, 4, b" more")
+        assert filesystem.read(ino, 0, 100) == b"data more"
+        assert filesystem.users(ino) == 3
+        filesystem.unhold(ino, 2)
+        assert filesystem.getattr(ino).links == 0
+        filesystem.unhold(ino)
+        with pytest.raises(Stale):
+            filesystem.getattr(ino)
+
+
+def test_orphans_of_a_crash_are_freed_at_the_next_mount() -> None:
+    device = new_device()
+    filesystem = open_filesystem(device)
+    free = filesystem.statfs()
+    inos = []
+    for number in range(300):
+        ino = create(filesystem, b"%d" % number)
+        filesystem.write(ino, 0, b"x" * 5000)
+        filesystem.setxattr(ino, b"user.x", b"y")
+        inos.append(ino)
+    directory = filesystem.mkdir(1, b"d", 0o755, CALLER).ino
+    for ino in (*inos, directory):
+        filesystem.hold(ino)
+    for number in range(300):
+        filesystem.unlink(1, b"%d" % number)
+    filesystem.rmdir(1, b"d")
+    for ino in inos[::3]:
+        filesystem.unhold(ino)
+    filesystem.sync()
+    assert filesystem.getattr(inos[1]).links == 0
+    filesystem = open_filesystem(device, read_only=True)
+    assert filesystem.getattr(inos[1]).links == 0, "a read-only mount leaves them alone"
+    filesystem = kill(device)
+    assert filesystem.volume.notes == []
+    for ino in (*inos, directory):
+        with pytest.raises(Stale):
+            filesystem.getattr(ino)
+    assert filesystem.tree.num_inodes - filesystem.tree.free_inodes == 2
+    assert filesystem.inode(1).links == 2
+    close_filesystem(filesystem)
+    after = open_filesystem(device, read_only=True).statfs()
+    assert after.files - after.files_free == free.files - free.files_free
+
+
+def test_what_is_no_orphan_stays() -> None:
+    device = new_device()
+    filesystem = open_filesystem(device)
+    ino = create(filesystem, b"f")
+    assert filesystem._orphans is not None
+    for number in (ino, 30, 1):
+        filesystem._orphans.add(number)
+    filesystem.sync()
+    filesystem = kill(device)
+    assert [note for note in filesystem.volume.notes if "is none; taken off" in note] == filesystem.volume.notes
+    assert len(filesystem.volume.notes) == 3
+    assert filesystem.lookup(1, b"f").ino == ino
+    close_filesystem(filesystem)
+
+
+@pytest.mark.parametrize("data", [b"\x03\0\0\0\x03\0\0\0", b"\x03\0\0", b"\x03\0\0\0" * 100])
+def test_a_list_of_orphans_that_cannot_be(data: bytes) -> None:
+    device = new_device(MIB)
+    filesystem = open_filesystem(device)
+    inode = filesystem.inodes.get_hidden(f.ORPHAN_INODE, "the test")
+    filesystem._trees.write(filesystem.inodes.make_writable(inode), 0, data)
+    filesystem.sync()
+    with pytest.raises(Corrupt, match="orphan list"):
+        open_filesystem(device)
+    open_filesystem(device, read_only=True)
+
+
+def test_orphans_that_there_is_no_space_to_free_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    with filesystem_on(new_device()) as filesystem:
+        ino = create(filesystem, b"f")
+        filesystem.hold(ino)
+        filesystem.unlink(1, b"f")
+
+        def no_space(*_: Any) -> None:
+            raise NoSpace
+
+        monkeypatch.setattr(filesystem.volume, "admit", no_space)
+        filesystem.unhold(ino)
+        assert filesystem.getattr(ino).links == 0
+        monkeypatch.undo()
+        filesystem.free_orphans()
+        with pytest.raises(Stale):
+            filesystem.getattr(ino)
+
+
+# --- damage ---
+
+
+def spoiled(change: Callable[[f.DiskInode], None]) -> tuple[Filesystem, int]:
+    """A filesystem with a file "f" whose inode was changed on the disk, with right checksums."""
+    device = new_device(MIB, 512)
+    with filesystem_on(device) as filesystem:
+        ino = create(filesystem, b"f")
+        filesystem.write(ino, 0, b"x" * 3000)
+    filesystem = open_filesystem(device)
+    tree = filesystem.tree
+    index, place = divmod(ino - 1, 512 // f.INODE_SIZE)
+    leaf = filesystem._trees.writable_leaf(tree.writable_inodes(), index)
+    at = place * f.INODE_SIZE
+    inode = f.DiskInode.unpack(leaf, at)
+    change(inode)
+    leaf[at : at + f.INODE_SIZE] = inode.pack()
+    filesystem.sync()
+    return open_filesystem(device), ino
+
+
+def test_values_that_cannot_be_are_damage() -> None:
+    for field, value in (
+        ("mode", 0o130644),
+        ("mode", 0o644),
+        ("levels", 4),
+        ("levels", 255),
+        ("size", 1 << 40),
+        ("size", 1 << 63),
+        ("size", 16 * 512 + 1),
+        ("status", 0),
+    ):
+        filesystem, ino = spoiled(lambda inode, field=field, value=value: setattr(inode, field, value))
+        operations: list[Callable[..., object]] = [
+            lambda filesystem, ino: filesystem.lookup(1, b"f"),
+            lambda filesystem, ino: filesystem.unlink(1, b"f"),
+            lambda filesystem, ino: filesystem.link(ino, 1, b"g"),
+            lambda filesystem, ino: filesystem.read(ino, 0, 5000),
+        ]
+        for operation in operations:
+            with pytest.raises((Corrupt, Stale)) as caught:
+                operation(filesystem, ino)
+            assert isinstance(caught.value, Corrupt) or field == "status"
+        assert not filesystem.volume.read_only
+        create(filesystem, b"another")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_bytes_never_hang_or_crash(seed: int) -> None:
+    """Inodes and directories with random bytes changed: only a CowfsError may come of it, at once."""
+    choose = random.Random(seed)
+    device = new_device(MIB, 512)
+    with filesystem_on(device) as filesystem:
+        parent = 1
+        directories = [1]
+        for number in range(12):
+            parent = filesystem.mkdir(parent, b"directory %d" % number, 0o755, CALLER).ino
+            directories.append(parent)
+            ino = filesystem.create(parent, b"file with a name that is a long one %d" % number, 0o644, CALLER).ino
+            filesystem.write(ino, 0, b"x" * 2000)
+            filesystem.setxattr(ino, b"user.x", b"y")
+            filesystem.symlink(parent, b"link", b"target", CALLER)
+    image = device.image()
+    for _ in range(25):
+        filesystem = open_filesystem(MemoryDevice.from_image(image))
+        tree = filesystem.tree
+        last = tree.num_inodes // (512 // f.INODE_SIZE)
+        for _ in range(choose.randrange(1, 6)):
+            try:
+                inode = filesystem.inode(choose.choice(directories))
+            except CowfsError:
+                continue
+            if choose.random() < 0.6:
+                leaf = filesystem._trees.writable_leaf(tree.writable_inodes(), choose.randrange(last))
+            else:
+                leaf = filesystem._trees.writable_leaf(filesystem.inodes.make_writable(inode), 0)
+            leaf[choose.randrange(len(leaf))] = choose.choice([0, 1, 2, 0x7F, 0xFF, choose.randrange(256)])
+        filesystem.sync()
+        use(open_filesystem, filesystem.volume.device)  # type: ignore[arg-type]
+
+
+def use(opened: Callable[[MemoryDevice], Filesystem], device: MemoryDevice) -> None:
+    """Does everything to everything that can be reached."""
+    try:
+        filesystem = opened(device)
+    except CowfsError:
+        return
+    pending, seen = [1], {1}
+    while pending:
+        ino = pending.pop()
+        operations: list[Callable[[], object]] = [
+            lambda ino=ino: filesystem.read(ino, 0, 5000),
+            lambda ino=ino: filesystem.readlink(ino),
+            lambda ino=ino: filesystem.getxattr(ino, b"user.x"),
+            lambda ino=ino: filesystem.create(ino, b"new", 0o644, CALLER),
+            lambda ino=ino: filesystem.write(ino, 100, b"new"),
+            lambda ino=ino: filesystem.truncate(ino, 10),
+            lambda ino=ino: filesystem.rename(ino, b"link", 1, b"moved"),
+            lambda ino=ino: filesystem.setxattr(ino, b"user.x", b"z"),
+            lambda ino=ino: filesystem.unlink(ino, b"link"),
+        ]
+        for operation in operations:
+            try:
+                operation()
+            except CowfsError:
+                continue
+        try:
+            for _, _, number, attributes in filesystem.listing(ino).entries():
+                if number not in seen:
+                    seen.add(number)
+                    if stat.S_ISDIR(attributes().mode) or number % 3 == 0:
+                        pending.append(number)
+        except CowfsError:
+            continue
