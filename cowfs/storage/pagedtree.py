@@ -9,7 +9,8 @@ so each of its blocks is checked by its parent and the top ones by the extension
 checked by it.
 
 Invariants:
-- I5 A page or node is placed at most once per generation; placing one makes its parent dirty.
+- I5 A page or node is placed at most once per generation; placing one makes its parent dirty. One that holds nothing but
+  zeros, or holes, becomes a hole instead; it can be placed later in the same generation, then for good.
 - I7 Reading verifies: against the checksum tree, or for the checksum tree itself against the parent's entry.
 
 Locking: the core thread only.
@@ -28,6 +29,7 @@ from cowfs.ondisk.records import Buffer
 from cowfs.storage.blockio import BlockStore, hole_pointer
 
 PAGE_CACHE_BYTES = 16 << 20
+NODE_CACHE_BYTES = 8 << 20
 Key = tuple[int, int]
 """(level, index): (0, i) is page i; (k, i) the node above pages i * fanout^k and following."""
 
@@ -52,10 +54,14 @@ class PagedTree:
         self._dirty: set[Key] = set()
         self._unplaced: set[Key] = set()
         self._page_max = max(16, PAGE_CACHE_BYTES // self.page_size)
+        self._node_max = max(16, NODE_CACHE_BYTES // self.page_size)
+        self._zeros = bytes(self.page_size)
         self.evictable: Callable[[int], bool] | None = None  # asked before a clean page leaves memory
-        self.occupied = any(not self._is_hole(p, self.levels) for p in self.ptr)
         if self.levels > f.SYSTEM_LEVEL_MAX:
             raise Corrupt(f"{name} tree: levels", wanted=f"<= {f.SYSTEM_LEVEL_MAX}", found=self.levels)
+        if self.size > f.POINTER_COUNT * self.fanout**self.levels * self.page_size:
+            raise Corrupt(f"{name} tree: {self.size} bytes do not fit into {self.levels} levels")
+        self.occupied = self._has_blocks()
 
     # --- access ---
 
@@ -153,25 +159,39 @@ class PagedTree:
 
     # --- commit ---
 
-    def place(self, allocate: Callable[[], int], free: Callable[[int], None]) -> int:
-        """Gives every dirty page and node that has no block of this generation one; returns how many were placed."""
-        count = 0
+    def place(self, allocate: Callable[[], int], free: Callable[[int], None]) -> None:
+        """Gives every dirty page and node that has no block of this generation one, from the pages upwards.
+
+        `allocate` and `free` may make more pages of this tree dirty. What is empty becomes a hole.
+        """
         while self._unplaced:
-            key = self._unplaced.pop()
-            old = self._pointer(key)
-            new = allocate()
-            self._set_pointer(key, new)
-            if self._is_hole(old, key[0]):
-                self.block_delta += 1
-            else:
-                free(old)
-            count += 1
-        return count
+            for key in sorted(self._unplaced):
+                self._unplaced.discard(key)
+                level = key[0]
+                old = self._pointer(key)
+                was_hole = self._is_hole(old, level)
+                if not self._is_empty(key):
+                    self._set_pointer(key, allocate())
+                    self.block_delta += was_hole
+                else:
+                    self._dirty.discard(key)
+                    if was_hole:
+                        continue
+                    self._set_pointer(key, self._hole(level))
+                    self.block_delta -= 1
+                if not was_hole:
+                    free(old)
+        self.occupied = self._has_blocks()
 
     @property
     def unplaced(self) -> bool:
         """Whether something waits for a block."""
         return bool(self._unplaced)
+
+    @property
+    def unplaced_max(self) -> int:
+        """Blocks that placing what is dirty now may take at most."""
+        return len(self._unplaced) * (1 + self.levels)
 
     @property
     def dirty_count(self) -> int:
@@ -186,7 +206,10 @@ class PagedTree:
         return contents
 
     def trim_cache(self) -> None:
-        """Forgets clean pages beyond the cache's bound, the oldest first."""
+        """Forgets clean pages and nodes beyond the bounds of the caches, the oldest first."""
+        if len(self._nodes) > self._node_max:
+            for key in [key for key in self._nodes if key not in self._dirty][: len(self._nodes) - self._node_max]:
+                del self._nodes[key]
         excess = len(self._pages) - self._page_max
         if excess > 0:
             for index in list(self._pages):
@@ -222,6 +245,8 @@ class PagedTree:
                 node = self._empty_node(key[0])
             else:
                 node = pointers_from(self._read_block(key, block), self.store.geometry.order)
+            if len(self._nodes) >= 2 * self._node_max:
+                self.trim_cache()
             self._nodes[key] = node
         return node
 
@@ -260,6 +285,14 @@ class PagedTree:
 
     def _is_hole(self, block: int, level: int) -> bool:
         return block == f.NO_BLOCK or block in self.zero_blocks
+
+    def _is_empty(self, key: Key) -> bool:
+        if key[0] == 0:
+            return self._pages[key[1]] == self._zeros
+        return self._nodes[key] == self._empty_node(key[0])
+
+    def _has_blocks(self) -> bool:
+        return any(not self._is_hole(pointer, self.levels) for pointer in self.ptr)
 
 
 class ChecksumTree(PagedTree):
@@ -357,6 +390,9 @@ class ChecksumTree(PagedTree):
 
     def _is_hole(self, block: int, level: int) -> bool:
         return block == f.NO_BLOCK
+
+    def _is_empty(self, key: Key) -> bool:
+        return False  # a page of zeros is as good as any other here
 
 
 def tree_capacity_blocks(geometry: Geometry, size: int, entry_words: int = 1) -> int:

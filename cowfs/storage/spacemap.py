@@ -51,6 +51,14 @@ class Freed:
     runs: list[tuple[int, int]] = field(default_factory=list)
     count: int = 0
 
+    def add(self, first: int, count: int) -> None:
+        """Enters a run; what continues the last one is joined to it."""
+        self.count += count
+        if self.runs and sum(self.runs[-1]) == first:
+            first, before = self.runs.pop()
+            count += before
+        self.runs.append((first, count))
+
 
 class SpaceMap:
     """Allocation and reference counts of one volume."""
@@ -103,12 +111,25 @@ class SpaceMap:
         return bool(page.bits[at] & mask) and not page.committed[at] & mask
 
     def extra_parents(self, block: int) -> int:
-        """Parents beyond the first."""
+        """Parents beyond the first. Raises Corrupt for a number that no block has."""
+        if block >= self.num_blocks:
+            raise Corrupt("pointer beyond the end of the volume", wanted=f"< {self.num_blocks}", found=block)
         if not self.references.occupied:
             return 0
         offset = block * f.REFERENCE_SIZE
         index, at = divmod(offset, self.references.page_size)
         return int.from_bytes(self.references.page(index)[at : at + f.REFERENCE_SIZE], "little")
+
+    def shared(self, start: int, count: int) -> bool:
+        """Whether any block of a run has parents beyond the first. Raises Corrupt for a run beyond the end."""
+        if not 0 <= start <= self.num_blocks - count:
+            raise Corrupt(
+                "pointer beyond the end of the volume", wanted=f"< {self.num_blocks}", found=start + count - 1
+            )
+        if not self.references.occupied:
+            return False
+        raw = self.references.read(start * f.REFERENCE_SIZE, count * f.REFERENCE_SIZE)
+        return raw.count(0) != len(raw)
 
     # --- reference counts ---
 
@@ -122,7 +143,7 @@ class SpaceMap:
     # --- allocation ---
 
     def allocate(self, count: int, hint: int) -> tuple[int, int]:
-        """A run of up to `count` contiguous blocks near `hint`: (first, number >= 1). Raises NoSpace."""
+        """A run of up to `count` contiguous blocks near `hint`: (first, number >= 1). Raises NoSpace, Corrupt."""
         if self.available <= 0:
             raise NoSpace("no free block")
         start, length = self._find(count, hint if hint < self.num_blocks else 0)
@@ -146,6 +167,9 @@ class SpaceMap:
         self._take(block, count)
 
     def _take(self, start: int, count: int) -> None:
+        if start + count > self.num_blocks:
+            raise Corrupt("the bitmap has free blocks behind the end of the volume", block=start)
+        self._checksums.touch_run(start, count)  # reads, so it may fail: before anything changes
         for index, bit, number in self._split(start, count):
             page = self._change(index)
             _set_bits(page.bits, bit, number)
@@ -154,7 +178,6 @@ class SpaceMap:
         self.born_count += count
         if len(self.born_runs) <= f.MANIFEST_ENTRY_MAX:
             self.born_runs.append((start, count))
-        self._checksums.touch_run(start, count)
 
     # --- freeing ---
 
@@ -173,8 +196,7 @@ class SpaceMap:
                 if old:
                     page.held += length
                     self.held += length
-                    self.freed.runs.append((first, length))
-                    self.freed.count += length
+                    self.freed.add(first, length)
                 else:
                     _clear_bits(page.busy, at, length)
                     self._opened(index, first)
@@ -230,6 +252,8 @@ class SpaceMap:
             page.committed = bytes(page.bits)
             page.bits = self.bitmap.page_for_write(index)
             self._changed.add(index)
+        else:
+            self.bitmap.touch(index)  # a page that became a hole while it was empty is no longer dirty
         return page
 
     def _split(self, start: int, count: int) -> list[tuple[int, int, int]]:
@@ -261,7 +285,7 @@ class SpaceMap:
                 return at * self._page_bits + start, self._run_length(at, start, count)
             if step or bit == 0:
                 self._full.add(at)
-        raise NoSpace("no free block")
+        raise Corrupt("the bitmap has fewer free blocks than the superblock says", wanted=self.available, found=0)
 
     def _find_long(self, count: int, index: int, bit: int) -> tuple[int, int] | None:
         """A run right at the hint if it is long enough, else a long run of whole bytes in the pages that follow."""
