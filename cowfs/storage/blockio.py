@@ -153,6 +153,8 @@ class BlockStore:
         self._cache.pop(block, None)
         self.dirty.pop(block, None)
         self.dirty_data[block] = data
+        if len(self.dirty_data) > self._spill_max:
+            self.spill()
 
     def write_run(self, block: int, data: memoryview) -> None:
         """File data of the open generation: long runs go to the device now, short ones wait for the commit."""

@@ -80,6 +80,19 @@ class BlockTrees:
 
     def runs(self, root: Root, first: int, count: int) -> Iterator[tuple[int, int]]:
         """The blocks `first`.. as runs: (first block number, or NO_BLOCK for a hole; how many)."""
+        start = length = 0
+        for pointer, number in self._pieces(root, first, count):
+            if length and pointer == (start if start == f.NO_BLOCK else start + length):
+                length += number
+                continue
+            if length:
+                yield start, length
+            start, length = pointer, number
+        if length:
+            yield start, length
+
+    def _pieces(self, root: Root, first: int, count: int) -> Iterator[tuple[int, int]]:
+        """As `runs`, ending at least where an indirect block ends."""
         while count > 0:
             words, slot, room = self._container(root, first)
             number = min(count, room)
@@ -217,92 +230,114 @@ class BlockTrees:
             raise FileTooBig
         if not view:
             return
+        index, start = divmod(offset, block_size)
+        head_size = min(block_size - start, len(view)) if start or len(view) < block_size else 0
+        whole_size = (len(view) - head_size) // block_size * block_size
+        tail = view[head_size + whole_size :]
+        last = (end - 1) // block_size
+        self._look(root, index, last - index + 1)
+        head_content = self._content(root, index) if head_size else bytearray()
+        tail_content = self._content(root, last) if tail else bytearray()
+
         self._reach(root, tx, -(-max(end, root.size) // block_size))
         root.size = max(root.size, end)
-        index, start = divmod(offset, block_size)
-        if start or len(view) < block_size:
-            take = min(block_size - start, len(view))
-            self._patch(root, tx, index, start, view[:take])
-            view = view[take:]
+        if head_size:
+            self._patch(root, tx, index, head_content, start, view[:head_size])
             index += 1
-        whole = len(view) // block_size
-        if whole:
-            self._write_whole(root, tx, index, view[: whole * block_size])
-            view = view[whole * block_size :]
-            index += whole
-        if view:
-            self._patch(root, tx, index, 0, view)
+        if whole_size:
+            self._write_whole(root, tx, index, view[head_size : head_size + whole_size])
+        if tail:
+            self._patch(root, tx, last, tail_content, 0, tail)
 
-    def _patch(self, root: Root, tx: Transaction, index: int, start: int, piece: memoryview) -> None:
-        """Changes part of one block of file data."""
+    def _look(self, root: Root, first: int, count: int) -> None:
+        """Reads what is above the leaves `first`..: before anything changes, so that damage there costs nothing else."""
+        try:
+            while count > 0:
+                _, _, room = self._container(root, first)
+                first += room
+                count -= room
+        except (Corrupt, DeviceError) as error:
+            raise UnreadableData(str(error)) from error
+
+    def _content(self, root: Root, index: int) -> bytearray:
+        """A block of file data that is to be changed in part. Raises UnreadableData: nothing was changed yet."""
+        try:
+            block = self.pointer(root, index)
+            return bytearray(self._block_size if block == f.NO_BLOCK else self.store.read_run(block, 1))
+        except (Corrupt, DeviceError) as error:
+            raise UnreadableData(str(error)) from error
+
+    def _patch(
+        self, root: Root, tx: Transaction, index: int, content: bytearray, start: int, piece: memoryview
+    ) -> None:
+        """Changes part of one block of file data, whose contents are `content`."""
         pointers, slot = self._pointers_for_write(root, tx, index)
         old = pointers[slot]
-        content = bytearray(self._block_size) if tx.is_hole(old) else self._content(old)
         content[start : start + len(piece)] = piece
         if not tx.is_hole(old) and tx.writable_in_place(old):
             self.store.put_data(old, content)
             tx.changes += 1
-            return
-        self._place(root, tx, index, [old], memoryview(content))
-
-    def _content(self, block: int) -> bytearray:
-        """A block of file data that is to be changed in part. What was done so far only shadowed, so failing is harmless."""
-        try:
-            return bytearray(self.store.read_run(block, 1))
-        except (Corrupt, DeviceError) as error:
-            raise UnreadableData(str(error)) from error
+        else:
+            self._write_runs(self._place(root, tx, index, [old]), memoryview(content))
 
     def _write_whole(self, root: Root, tx: Transaction, index: int, view: memoryview) -> None:
-        block_size = self._block_size
-        while view:
-            pointers, slot = self._pointers_for_write(root, tx, index)
-            count = min(len(view) // block_size, len(pointers) - slot)
-            olds = list(pointers[slot : slot + count])
-            part = view[: count * block_size]
-            if tx.spacemap.born_count:
-                self._write_mixed(root, tx, index, olds, part)
-            else:
-                self._place(root, tx, index, olds, part)
-            view = view[count * block_size :]
-            index += count
+        """Gives whole blocks their places, one indirect block after the other, then writes them, run by run."""
+        runs: list[tuple[int, int]] = []
+        end = index + len(view) // self._block_size
+        try:
+            while index < end:
+                pointers, slot = self._pointers_for_write(root, tx, index)
+                olds = list(pointers[slot : slot + min(end - index, len(pointers) - slot)])
+                runs += self._places(root, tx, index, olds)
+                index += len(olds)
+        finally:
+            self._write_runs(runs, view)  # also after a failure: what has a place must have its contents
 
-    def _write_mixed(self, root: Root, tx: Transaction, index: int, olds: list[int], view: memoryview) -> None:
-        """Whole blocks, of which those born in this generation are written where they lie."""
-        block_size = self._block_size
+    def _places(self, root: Root, tx: Transaction, index: int, olds: list[int]) -> list[tuple[int, int]]:
+        """Where the new contents of the blocks `olds` go: those born in this generation are written where they lie."""
+        if not tx.spacemap.born_count:
+            return self._place(root, tx, index, olds)
+        runs: list[tuple[int, int]] = []
         at = 0
         while at < len(olds):
             in_place = not tx.is_hole(olds[at]) and tx.writable_in_place(olds[at])
             end = at + 1
             while end < len(olds) and in_place == (not tx.is_hole(olds[end]) and tx.writable_in_place(olds[end])):
                 end += 1
-            part = view[at * block_size : end * block_size]
             if in_place:
-                done = 0
-                for start, count in runs_of(olds[at:end]):
-                    self.store.write_run(start, part[done * block_size : (done + count) * block_size])
-                    done += count
+                runs += runs_of(olds[at:end])
                 tx.changes += 1
             else:
-                self._place(root, tx, index + at, olds[at:end], part)
+                runs += self._place(root, tx, index + at, olds[at:end])
             at = end
+        return runs
 
-    def _place(self, root: Root, tx: Transaction, index: int, olds: list[int], view: memoryview) -> None:
-        """Writes whole blocks to new places, all of one container, and lets go of the old ones."""
-        block_size = self._block_size
+    def _place(self, root: Root, tx: Transaction, index: int, olds: list[int]) -> list[tuple[int, int]]:
+        """New places for blocks that one indirect block, or the root, names; lets go of the old ones."""
         pointers, slot = self._pointers_for_write(root, tx, index)
         before = pointers[slot - 1] if slot else f.NO_BLOCK
         near = olds[0] if slot == 0 or tx.is_hole(before) else before
         runs = tx.allocate_data(len(olds), None if tx.is_hole(near) else near)
-        news: list[int] = []
-        for start, count in runs:
-            done = len(news) * block_size
-            self.store.write_run(start, view[done : done + count * block_size])
-            news.extend(range(start, start + count))
-        self._store_pointers(root, tx, index, news)
+        self._store_pointers(root, tx, index, [b for start, count in runs for b in range(start, start + count)])
         real = [p for p in olds if not tx.is_hole(p)]
         root.blocks += len(olds) - len(real)
         for start, count in runs_of(real):
             tx.drop_data(start, count)
+        return runs
+
+    def _write_runs(self, runs: list[tuple[int, int]], view: memoryview) -> None:
+        """Writes the blocks of `view` to the runs, in order; runs that continue one another in one call."""
+        at = 0
+        start = length = 0
+        for first, count in [*runs, (f.NO_BLOCK, 0)]:
+            if first == start + length:
+                length += count
+                continue
+            if length:
+                size = length * self._block_size
+                self.store.write_run(start, view[at : at + size])
+                at += size
+            start, length = first, count
 
     def _pointers_for_write(self, root: Root, tx: Transaction, index: int) -> tuple[Words | list[int], int]:
         """The pointers that hold leaf `index`, every block above them shadowed, and its place there; read only."""
@@ -332,12 +367,13 @@ class BlockTrees:
             root.size = size
             return
         keep = -(-size // self._block_size)
+        tail = size % self._block_size
+        content = self._content(root, keep - 1) if tail else bytearray()
         if keep < -(-root.size // self._block_size):
             self._cut(root, tx, keep)
         root.size = size
-        tail = size % self._block_size
         if tail and self.pointer(root, keep - 1) != f.NO_BLOCK:
-            self._patch(root, tx, keep - 1, tail, memoryview(bytes(self._block_size - tail)))
+            self._patch(root, tx, keep - 1, content, tail, memoryview(bytes(self._block_size - tail)))
 
     def drop_all(self, writable: WritableRoot) -> None:
         """Lets go of everything: size 0."""
@@ -356,74 +392,82 @@ class BlockTrees:
 
     def _cut(self, root: Root, tx: Transaction, keep: int) -> None:
         """Lets go of all leaves from `keep` on."""
-        old_blocks = -(-root.size // self._block_size)
-        dense = root.blocks == old_blocks
-        span = self._fanout**root.levels
-        whole, rest = divmod(keep, span)
-        gone = root.ptr[whole + 1 :] if rest else root.ptr[whole:]
-        removed = 0 if dense or keep == 0 else sum(self._count(p, root.levels) for p in gone)
-        if rest and root.levels and not tx.is_hole(root.ptr[whole]):
-            new, buffer = tx.shadow(root.ptr[whole], root.kind, root.levels)
-            root.ptr[whole] = new
-            removed += self._cut_below(root, tx, buffer, root.levels, rest, dense)
-        budget = INLINE_INDIRECT_BLOCKS
-        if root.levels == 0:
-            for start, count in runs_of([p for p in gone if not tx.is_hole(p)]):
-                tx.drop_data(start, count)
-        else:
-            for pointer in gone:
-                budget = self._let_go(root, tx, pointer, root.levels, budget)
+        blocks = self._blocks_before(root, keep)  # reads, so it comes before any change
+        whole, rest = divmod(keep, self._fanout**root.levels)
         first_gone = whole + 1 if rest else whole
+        gone = [p for p in root.ptr[first_gone:] if not tx.is_hole(p)]
+        if rest and not tx.is_hole(root.ptr[whole]):
+            root.ptr[whole], buffer = tx.shadow(root.ptr[whole], root.kind, root.levels)
+            self._cut_below(root, tx, buffer, root.levels, rest)
+        self._let_go(root, tx, gone, root.levels)
         root.ptr[first_gone:] = [f.NO_BLOCK] * (f.POINTER_COUNT - first_gone)
         if keep == 0:
             root.levels = 0
-        root.blocks = keep if dense else 0 if keep == 0 else root.blocks - removed
+        root.blocks = blocks
 
-    def _cut_below(self, root: Root, tx: Transaction, buffer: bytearray, level: int, keep: int, dense: bool) -> int:
-        """Cuts inside a shadowed block of `level` whose first `keep` leaves stay; returns how many blocks went."""
-        span = self._fanout ** (level - 1)
-        whole, rest = divmod(keep, span)
-        removed = 0
-        first_gone = whole
+    def _cut_below(self, root: Root, tx: Transaction, buffer: bytearray, level: int, keep: int) -> None:
+        """Cuts inside a shadowed block of `level`, whose first `keep` leaves stay."""
+        whole, rest = divmod(keep, self._fanout ** (level - 1))
+        first_gone = whole + 1 if rest else whole
+        gone = [p for p in self.store.words(buffer)[first_gone:].tolist() if not tx.is_hole(p)]
         if rest:
-            first_gone = whole + 1
             old = self.store.words(buffer)[whole]
             if not tx.is_hole(old):
                 new, child = tx.shadow(old, root.kind, level - 1)
                 at = whole * f.POINTER_SIZE
                 buffer[at : at + f.POINTER_SIZE] = pointer_bytes([new], self.store.geometry)
-                removed += self._cut_below(root, tx, child, level - 1, rest, dense)
-        gone = [p for p in self.store.words(buffer)[first_gone:].tolist() if not tx.is_hole(p)]
+                self._cut_below(root, tx, child, level - 1, rest)
         holes = pointer_bytes([hole_pointer(self.zero_blocks, level - 1)], self.store.geometry)
         buffer[first_gone * f.POINTER_SIZE :] = holes * (self._fanout - first_gone)
-        if not dense:
-            removed += sum(self._count(p, level - 1) for p in gone)
-        if level == 1:
+        self._let_go(root, tx, gone, level - 1)
+
+    def _let_go(self, root: Root, tx: Transaction, gone: list[int], level: int) -> None:
+        """Lets go of subtrees: of leaves and a few small subtrees at once, of the others through the queue."""
+        if level == 0 and root.kind != f.KIND_INODES:
             for start, count in runs_of(gone):
                 tx.drop_data(start, count)
-        else:
-            budget = INLINE_INDIRECT_BLOCKS
-            for pointer in gone:
-                budget = self._let_go(root, tx, pointer, level - 1, budget)
-        return removed
-
-    def _let_go(self, root: Root, tx: Transaction, pointer: int, level: int, budget: int) -> int:
-        if level == 1 and budget > 0 and not tx.is_hole(pointer):
+            return
+        at_once = INLINE_INDIRECT_BLOCKS if level == 1 else 0
+        for pointer in gone[:at_once]:
             tx.drop_now(pointer, root.kind, level)
-            return budget - 1
-        tx.drop(pointer, root.kind, level)
-        return budget
+        for pointer in gone[at_once:]:
+            tx.drop(pointer, root.kind, level)
+
+    # --- counting ---
+
+    def _blocks_before(self, root: Root, keep: int) -> int:
+        """How many of the first `keep` leaves are no holes. Raises UnreadableData."""
+        if keep == 0 or root.blocks == -(-root.size // self._block_size):
+            return keep
+        try:
+            return max(0, root.blocks - self._count_from(root.ptr, root.levels, keep))
+        except (Corrupt, DeviceError) as error:
+            raise UnreadableData(str(error)) from error
+
+    def _count_from(self, pointers: list[int], level: int, keep: int) -> int:
+        """Leaves from `keep` on, counted below these pointers to blocks of `level`, that are no holes."""
+        whole, rest = divmod(keep, self._fanout**level)
+        if level == 0:
+            return self._count_leaves(pointers[whole:])
+        total = sum(self._count(pointer, level) for pointer in pointers[whole + 1 if rest else whole :])
+        if rest and not self.is_hole(pointers[whole]):
+            total += self._count_from(self._pointers(pointers[whole]), level - 1, rest)
+        return total
 
     def _count(self, pointer: int, level: int) -> int:
-        """Data blocks below a pointer."""
+        """Leaves below a pointer to a block of `level` >= 1 that are no holes."""
         if self.is_hole(pointer):
             return 0
-        if level == 0:
-            return 1
-        words = self.store.words(self.store.read(pointer))
+        pointers = self._pointers(pointer)
         if level == 1:
-            return sum(1 for p in words if not self.is_hole(p))
-        return sum(self._count(p, level - 1) for p in words)
+            return self._count_leaves(pointers)
+        return sum(self._count(child, level - 1) for child in pointers)
+
+    def _count_leaves(self, pointers: list[int]) -> int:
+        return len(pointers) - sum(map(pointers.count, (f.NO_BLOCK, *self.zero_blocks)))
+
+    def _pointers(self, block: int) -> list[int]:
+        return self.store.words(self.store.read(block)).tolist()
 
 
 def check_root(root: Root, block_size: int, fanout: int, what: str) -> None:

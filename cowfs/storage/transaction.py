@@ -20,7 +20,6 @@ from collections.abc import Callable
 
 from cowfs.errors import Corrupt, DeviceError, TooManyLinks
 from cowfs.ondisk import format as f
-from cowfs.ondisk.records import Buffer
 from cowfs.storage.blockio import BlockStore, pointer_bytes
 from cowfs.storage.children import Child, children
 from cowfs.storage.reclaim import ReclaimQueue
@@ -73,22 +72,20 @@ class Transaction:
                 store.put(pointer, ready)
             return pointer, ready
         data = store.read(pointer)
-        self.break_sharing(pointer, data, kind, level)
+        extra = self.spacemap.extra_parents(pointer)
+        gains = self._gains(children(store, self.zero_blocks, data, kind, level)) if extra else {}
         new = self.spacemap.allocate_metadata()
         self.changes += 1
+        if extra:
+            for child, count in gains.items():
+                self.spacemap.set_extra_parents(child, count)
+            self.spacemap.set_extra_parents(pointer, extra - 1)
+        else:
+            self.spacemap.free_run(pointer, 1)
+            store.forget(pointer)
         buffer = bytearray(data)
         store.put(new, buffer)
         return new, buffer
-
-    def break_sharing(self, block: int, data: Buffer, kind: int, level: int) -> None:
-        """Takes one parent from a block that is about to be copied; its children gain the copy as a parent."""
-        extra = self.spacemap.extra_parents(block)
-        if extra:
-            self.add_parents(children(self.store, self.zero_blocks, data, kind, level))
-            self.spacemap.set_extra_parents(block, extra - 1)
-        else:
-            self.spacemap.free_run(block, 1)
-            self.store.forget(block)
 
     def _empty(self, level: int) -> bytes:
         if level == 0:
@@ -112,16 +109,18 @@ class Transaction:
 
     def add_parents(self, blocks: list[Child]) -> None:
         """Each block gains a parent. Refused as a whole, before anything changes, if one count would overflow (I8)."""
-        gains: dict[int, int] = {}
-        for block, _, _ in blocks:
-            gains[block] = gains.get(block, 0) + 1
-        counts = {block: self.spacemap.extra_parents(block) + gain for block, gain in gains.items()}
-        for block, count in counts.items():
-            if count > f.REFERENCE_MAX:
-                raise TooManyLinks(f"block {block} cannot have more than {f.REFERENCE_MAX} extra parents")
-        for block, count in counts.items():
+        for block, count in self._gains(blocks).items():
             self.spacemap.set_extra_parents(block, count)
         self.changes += 1
+
+    def _gains(self, blocks: list[Child]) -> dict[int, int]:
+        """The count that each block has when it has gained a parent. Raises TooManyLinks."""
+        counts: dict[int, int] = {}
+        for block, _, _ in blocks:
+            count = counts[block] = counts.get(block, self.spacemap.extra_parents(block)) + 1
+            if count > f.REFERENCE_MAX:
+                raise TooManyLinks(f"block {block} cannot have more than {f.REFERENCE_MAX} extra parents")
+        return counts
 
     def drop(self, pointer: int, kind: int, level: int) -> None:
         """A parent lets go of a subtree: its block loses one parent, or, with none left, is freed or queued."""
@@ -135,16 +134,13 @@ class Transaction:
         if extra:
             self.spacemap.set_extra_parents(pointer, extra - 1)
         else:
-            self._check_bounds(pointer)
             self.reclaim.push(pointer, kind, level)
 
     def drop_data(self, start: int, count: int) -> None:
         """A parent lets go of a run of leaves that have no children."""
         self.changes += 1
         spacemap = self.spacemap
-        if not spacemap.references.occupied:
-            spacemap.free_run(start, count)
-        else:
+        if spacemap.shared(start, count):
             for block in range(start, start + count):
                 extra = spacemap.extra_parents(block)
                 if extra:
@@ -153,6 +149,7 @@ class Transaction:
                     spacemap.free_run(block, 1)
                     self.store.forget(block)
             return
+        spacemap.free_run(start, count)
         if self.store.dirty or self.store.dirty_data:
             for block in range(start, start + count):
                 self.store.forget(block)
@@ -204,10 +201,6 @@ class Transaction:
         count = self._drop_all(found, kind, level)
         self.drop_data(block, 1)
         return count + 1
-
-    def _check_bounds(self, pointer: int) -> None:
-        if pointer >= self.store.num_blocks:
-            raise Corrupt("pointer beyond the end of the volume", wanted=f"< {self.store.num_blocks}", found=pointer)
 
 
 def runs_of(pointers: list[int]) -> list[tuple[int, int]]:
