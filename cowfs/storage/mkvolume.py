@@ -60,9 +60,10 @@ def make_volume(
 def _wipe(device: Device, geometry: Geometry) -> None:
     nothing = bytes(f.SLOT_AREA_SIZE)
     device.write(geometry.base, [bytes(f.BOOT_SIZE)])
-    last = device.size() - f.SLOT_AREA_SIZE
-    for offset in dict.fromkeys((*geometry.slot_offsets, last)):
+    for offset in geometry.slot_offsets:
         device.write(offset, [nothing])
+    # A volume that filled the device has slot 2 there, up to a block before the very end.
+    device.write(device.size() - 2 * f.SLOT_AREA_SIZE, [bytes(2 * f.SLOT_AREA_SIZE)])
     device.flush()
 
 
@@ -140,7 +141,7 @@ def _inode(volume: Volume, seconds: int, extra: int, mode: int) -> f.DiskInode:
         ctime=seconds,
         mode=mode,
         links=1,
-        status=f.STATUS_USED,
+        status=f.STATUS_IN_USE,
         mtime_extra=extra,
         atime_extra=extra,
         ctime_extra=extra,

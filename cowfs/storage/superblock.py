@@ -4,6 +4,9 @@ A slot is valid only if the record's CRC holds, the record's own block count lea
 where an anchor is present, the extension area's crc32c holds as well: a torn slot is an invalid slot. Slot 2 is looked
 for where slot 1's block count, the boot block's pointer and the device's size say, so that the loss of slot 1 does not
 hide it. Nothing here writes; `volume` writes what `build_slot` makes.
+
+A slot that the device cannot read may hold the newest state. It is not used, as if it were torn, but whoever opens the
+volume must not write then: the error may be gone tomorrow, and the state with it if its slot were overwritten today.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cowfs.errors import Corrupt, NotAVolume, Unsupported
+from cowfs.errors import Corrupt, DeviceError, NotAVolume, Unsupported
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c, qnx_crc
 from cowfs.ondisk.geometry import Geometry
 from cowfs.ondisk.records import ByteOrder
 from cowfs.storage.device import Device
+
+COUNTER_MAX = 1 << 63  # no counter of 64 bits ever gets here by counting
 
 
 @dataclass(slots=True)
@@ -37,10 +42,14 @@ class Slot:
 
 @dataclass(slots=True)
 class SlotSet:
-    """What was found: the valid slots (at least one), and a line for everything that was not as it should be."""
+    """What was found: the valid slots (at least one), and a line for everything that was not as it should be.
+
+    `unreadable` is the device's error for a slot that could not be read, or an empty string.
+    """
 
     slots: dict[int, Slot]
     notes: list[str]
+    unreadable: str = ""
 
     @property
     def newest(self) -> Slot:
@@ -54,13 +63,17 @@ class SlotSet:
 
 
 def read_slots(device: Device, base: int = 0) -> SlotSet:
-    """Finds and checks both slots of the volume at byte `base`. Raises NotAVolume, Corrupt (none valid) or Unsupported."""
+    """Finds and checks both slots of the volume at byte `base`.
+
+    Raises NotAVolume, Corrupt (none valid), Unsupported, and DeviceError where no slot could be read.
+    """
     notes: list[str] = []
     slots: dict[int, Slot] = {}
     reasons: list[str] = []
+    errors: list[DeviceError] = []
     magic_seen = False
     for slot1 in (f.SLOT1_OFFSET, 0):
-        found = _read_slot(device, base, base + slot1, 1, slot1)
+        found = _try_slot(device, base, base + slot1, 1, slot1, errors)
         if isinstance(found, Slot):
             slots[1] = found
             magic_seen = True
@@ -72,12 +85,14 @@ def read_slots(device: Device, base: int = 0) -> SlotSet:
     magic_seen = magic_seen or _boot_pointer(device, base) is not None
     first_slot1 = slots[1].geometry.slot1 if 1 in slots else f.SLOT1_OFFSET
     for offset in _slot2_candidates(device, base, slots.get(1)):
-        found = _read_slot(device, base, offset, 2, first_slot1)
+        found = _try_slot(device, base, offset, 2, first_slot1, errors)
         if isinstance(found, Slot):
             slots[2] = found
             break
         reasons.append(found)
     if not slots:
+        if errors:
+            raise errors[0]
         if not magic_seen:
             raise NotAVolume(f"{device.name} is not a cowfs or qnx6 volume: no superblock found")
         raise Corrupt(f"{device.name}: no valid superblock: " + "; ".join(dict.fromkeys(reasons)))
@@ -85,7 +100,7 @@ def read_slots(device: Device, base: int = 0) -> SlotSet:
         if number not in slots:
             why = "; ".join(dict.fromkeys(reasons)) or "not found"
             notes.append(f"superblock slot {number} is not valid ({why}); using slot {3 - number}")
-    return SlotSet(slots, notes)
+    return SlotSet(slots, notes, str(errors[0]) if errors and len(slots) < 2 else "")
 
 
 def check_features(extension: f.Extension) -> str:
@@ -126,7 +141,10 @@ def _boot_pointer(device: Device, base: int) -> f.SlotPointer | None:
     """The boot block's pointer to slot 2, where there is a sound one."""
     if device.size() < base + f.SLOT_POINTER_OFFSET + f.SlotPointer.SIZE:
         return None
-    raw = device.read(base + f.SLOT_POINTER_OFFSET, f.SlotPointer.SIZE)
+    try:
+        raw = device.read(base + f.SLOT_POINTER_OFFSET, f.SlotPointer.SIZE)
+    except DeviceError:  # only one of three ways to slot 2
+        return None
     pointer = f.SlotPointer.unpack(raw)
     return pointer if pointer.magic == f.SLOT_POINTER_MAGIC and pointer.checksum == crc32c(raw[:-4]) else None
 
@@ -141,9 +159,21 @@ def _slot2_candidates(device: Device, base: int, slot1: Slot | None) -> list[int
     if pointer is not None:
         candidates.append(base + pointer.slot2_offset)
     if slot1 is None:
+        room = size - base - f.DATA_OFFSET - f.SLOT_AREA_SIZE
+        for block_size in f.BLOCK_SIZES:
+            candidates.append(base + f.DATA_OFFSET + room // block_size * block_size)
         candidates.append(size - f.SLOT_AREA_SIZE)
     usable = [offset for offset in candidates if f.DATA_OFFSET <= offset <= size - f.RECORD_SIZE]
     return list(dict.fromkeys(usable))
+
+
+def _try_slot(device: Device, base: int, offset: int, number: int, slot1: int, errors: list[DeviceError]) -> Slot | str:
+    """As `_read_slot`; a failing device goes into `errors` and is a reason like others."""
+    try:
+        return _read_slot(device, base, offset, number, slot1)
+    except DeviceError as error:
+        errors.append(error)
+        return f"slot {number} cannot be read: {error}"
 
 
 def _read_slot(device: Device, base: int, offset: int, number: int, slot1: int) -> Slot | str:
@@ -175,6 +205,8 @@ def _read_extension(raw: bytes, number: int, geometry: Geometry, superblock: f.S
         if superblock.flags & f.SB_FLAG_INCOMPATIBLE:
             return f"slot {number}: marked as a cowfs volume, but without an anchor"
         return Slot(number, geometry, superblock, None)
+    if geometry.order != "<" or geometry.block_size not in f.BLOCK_SIZES or geometry.slot1 != f.SLOT1_OFFSET:
+        return f"slot {number}: an anchor in a volume of another kind"
     if superblock.anchor.version != f.FORMAT_VERSION or superblock.anchor.length != f.EXTENSION_SIZE:
         raise Unsupported(
             f"format version {superblock.anchor.version} with {superblock.anchor.length} extension bytes: "
@@ -186,8 +218,12 @@ def _read_extension(raw: bytes, number: int, geometry: Geometry, superblock: f.S
         return f"slot {number}: extension checksum wanted {superblock.anchor.checksum:#010x}, found {wanted:#010x}"
     extension = f.Extension.unpack(area)
     header = f.ManifestHeader.unpack(area, f.MANIFEST_OFFSET)
-    if extension.magic != f.EXTENSION_MAGIC or header.count > f.MANIFEST_ENTRY_MAX:
+    if extension.magic != f.EXTENSION_MAGIC or extension.version != f.FORMAT_VERSION:
         return f"slot {number}: the extension area is not one"
+    if extension.serial != superblock.serial or superblock.serial >= COUNTER_MAX:
+        return f"slot {number}: serial {superblock.serial} with the extension area of {extension.serial}"
+    if header.count > f.MANIFEST_ENTRY_MAX:
+        return f"slot {number}: a manifest of {header.count} entries"
     start = f.MANIFEST_OFFSET + f.ManifestHeader.SIZE
     manifest = [f.ManifestEntry.unpack(area, start + i * f.MANIFEST_ENTRY_SIZE) for i in range(header.count)]
     return Slot(number, geometry, superblock, extension, manifest)

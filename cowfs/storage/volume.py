@@ -6,8 +6,10 @@ commit into the other slot before the first block is written, so that both slots
 
 Invariants (the whole list with reasons: docs/DESIGN.md):
 - I11 After a failed write or flush nothing is written any more until the volume is opened anew.
-- I12 An operation that was admitted, and a commit, find the blocks they need: what system trees may need in one
-  generation is set aside, and removing has a reserve of its own below writing.
+- I12 An operation that was admitted, and a commit, find the blocks they need. The floor below every operation is what one
+  generation may take for system trees: all pages of bitmap, checksums and references once, though the old ones come back
+  only later (I2); and, for good, what these trees may still grow. Pages of the other system trees count from the moment
+  they are dirty. Above the floor, removing has a margin of its own, and writing leaves two.
 
 Locking: everything belongs to the single core thread except `SealedCommit.write_out`.
 """
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from cowfs.errors import Corrupt, DeviceError, NoSpace, ReadOnly, SpaceShort, UnreadableData
+from cowfs.errors import Corrupt, DeviceError, InvalidArgument, NoSpace, ReadOnly, SpaceShort, UnreadableData
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
 from cowfs.storage.blockio import BlockStore
@@ -30,12 +32,13 @@ from cowfs.storage.device import Device
 from cowfs.storage.pagedtree import ChecksumTree, PagedTree, tree_capacity_blocks
 from cowfs.storage.reclaim import ReclaimQueue
 from cowfs.storage.spacemap import Freed, SpaceMap
-from cowfs.storage.superblock import Slot, SlotSet, check_features, read_slots
+from cowfs.storage.superblock import COUNTER_MAX, Slot, SlotSet, check_features, read_slots
 from cowfs.storage.transaction import Transaction
 from cowfs.storage.tree import LIVE_TREE, Tree
 
 MARGIN_MIN: Final = 12  # blocks that one tier leaves to the next: the tree copies of one operation
-MARGIN_MAX: Final = 32
+MARGIN_MAX: Final = 48
+TREE_COPIES_MAX: Final = 96  # an estimate above this is for data as well
 WANTS_COMMIT_BYTES: Final = 16 << 20  # dirty metadata after which a commit should begin
 MUST_WAIT_BYTES: Final = 48 << 20  # dirty metadata after which writers should wait for it
 
@@ -65,7 +68,7 @@ class Volume:
         self.newest_slot = slot.number
         self.serial = slot.serial
         self.slots_agree = False
-        self.manifest_pending = False  # the newest slot has a manifest that opening would have to verify
+        self._manifests = {slot.number} if slot.manifest else set()  # the slots that have one
         self.clock: Callable[[], int] = time.time_ns
         self.commits = 0
         self.store = BlockStore(device, slot.geometry)
@@ -83,7 +86,7 @@ class Volume:
         self._sealer = Sealer(self)
         self._in_flight: SealedCommit | None = None
         self._held_back = Freed()  # freed in the newest durable generation: reusable after the next one (I2)
-        self._floors = self._tier_floors()
+        self._capacity = self._system_capacity()
 
     # --- opening ---
 
@@ -99,16 +102,19 @@ class Volume:
     ) -> Volume:
         """Opens the volume on `device` at byte `base`; `superblock` (1 or 2) insists on that slot's state.
 
-        Raises NotAVolume, Corrupt, Unsupported, DeviceError. A foreign volume, and one with unknown read-only compatible
-        features, opens read-only; `notes` says so.
+        Raises NotAVolume, Corrupt, Unsupported, DeviceError, InvalidArgument. A foreign volume, one with unknown read-only
+        compatible features, and one whose newest state cannot be read opens read-only; `notes` says so.
         """
+        if superblock not in (None, 1, 2):
+            raise InvalidArgument(f"there is no superblock slot {superblock}, only 1 and 2")
         if not read_only and not device.read_only:
             device.flush()
             device.drop_cache()
         slots = read_slots(device, base)
         notes = list(slots.notes)
-        slot = _choose(device, slots, superblock, notes)
-        reason = "opened read-only" if read_only else "the image is read-only" if device.read_only else ""
+        slot, unreadable = _choose(device, slots, superblock, notes)
+        _require_whole(device, slot)
+        reason = "opened read-only" if read_only else "the image is read-only" if device.read_only else unreadable
         if slot.extension is None:
             reason = reason or "a foreign volume, without the cowfs extension area: never written"
         else:
@@ -120,6 +126,7 @@ class Volume:
         volume.notes += notes
         volume.clock = clock
         volume.serial = max(slots.serial_max, slot.serial)
+        volume._manifests = {number for number, found in slots.slots.items() if found.manifest}
         if not volume.read_only:
             volume.commit_empty()
         return volume
@@ -128,6 +135,11 @@ class Volume:
         store, zero = self.store, extension.zero_blocks
         if len(set(zero)) != f.ZERO_BLOCK_COUNT or any(z >= store.num_blocks for z in zero):
             raise Corrupt("zero blocks", wanted="four numbers in the volume", found=zero)
+        if max(extension.generation, extension.snapshot_id) >= COUNTER_MAX:
+            raise Corrupt("a counter of the volume cannot be", found=(extension.generation, extension.snapshot_id))
+        if max(superblock.free_blocks, extension.system_blocks) > store.num_blocks:
+            found = f"{superblock.free_blocks} free ones, {extension.system_blocks} of the system"
+            raise Corrupt("counts of blocks", wanted=f"<= {store.num_blocks}", found=found)
         self.checksums = ChecksumTree(store, zero, extension.checksums, extension.checksum_checks)
         self.bitmap = PagedTree("bitmap", store, zero, superblock.bitmap)
         self.references = PagedTree("references", store, zero, extension.references)
@@ -140,8 +152,10 @@ class Volume:
             (self.references, store.num_blocks * f.REFERENCE_SIZE),
             (self.bitmap, -(-store.num_blocks // 8)),
         ):
-            if tree.size != wanted:
-                raise Corrupt(f"{tree.name} tree: size", wanted=wanted, found=tree.size)
+            levels = store.geometry.levels_of(store.geometry.blocks_of(wanted), tree.fanout)
+            if (tree.size, tree.levels) != (wanted, levels):
+                found = f"{tree.size} with {tree.levels}"
+                raise Corrupt(f"{tree.name} tree: size", wanted=f"{wanted} with {levels} levels", found=found)
         store.checksums = self.checksums
         store.on_write_error = self.latch
         self.system_trees = [
@@ -237,55 +251,95 @@ class Volume:
 
     # --- space ---
 
-    def _tier_floors(self) -> dict[Tier, int]:
+    def _system_capacity(self) -> int:
+        """Blocks of the bitmap, the checksums and the references, if every page of them is there."""
         geometry = self.geometry
         blocks = geometry.num_blocks
-        reserve = (
+        return (
             tree_capacity_blocks(geometry, -(-blocks // 8))
             + tree_capacity_blocks(geometry, blocks * f.CHECKSUM_SIZE, ChecksumTree.entry_words)
             + tree_capacity_blocks(geometry, blocks * f.REFERENCE_SIZE)
-            + self.margin
         )
-        return {Tier.WRITE: reserve + 2 * self.margin, Tier.REMOVE: reserve, Tier.SYSTEM: reserve}
+
+    def _floor(self, tier: Tier) -> int:
+        """Blocks that an operation of this tier must leave (I12)."""
+        assert self.extension is not None
+        # Both as of the last seal, so that what the open generation places is still counted in full.
+        others = sum(
+            tree_capacity_blocks(self.geometry, size) + f.SYSTEM_LEVEL_MAX
+            for size in (
+                self.extension.snapshots.size,
+                self.extension.snapshot_index.size,
+                self.extension.settings.size,
+                self.extension.reclaim_count * f.ReclaimEntry.SIZE,
+            )
+            if size
+        )
+        growth = max(0, self._capacity + others - self.extension.system_blocks)
+        return self._capacity + growth + (Tier.SYSTEM - tier) * self.margin
 
     @property
     def margin(self) -> int:
         """Blocks that one tier leaves to the next."""
-        return max(MARGIN_MIN, min(MARGIN_MAX, self.geometry.num_blocks // 128))
+        return max(MARGIN_MIN, min(MARGIN_MAX, self.geometry.num_blocks // 64))
+
+    @property
+    def _available(self) -> int:
+        """Blocks that can be given out now and are not spoken for by dirty pages that no reserve is for."""
+        assert self.spacemap is not None
+        trees = (self.reclaim_tree, self.snapshots, self.snapshot_index, self.settings)
+        return self.spacemap.available - sum(tree.unplaced_max for tree in trees)
 
     def admit(self, blocks: int, tier: Tier = Tier.WRITE) -> None:
         """Before an operation changes anything: makes sure of `blocks` free blocks (its data and its tree copies).
 
         Raises SpaceShort where a commit or reclaim would help (only with `inline_commits` off; else that is done here,
-        so tokens taken before are void), NoSpace where nothing helps. Removing never needs more than the margin, since
-        what an estimate says beyond that is for shapes that a full volume of this size cannot have.
+        so tokens taken before are void), NoSpace where nothing helps. The tree copies of removing never need more than
+        the margin: what an estimate says beyond that is for shapes that a full volume of this size cannot have.
         """
-        assert self.spacemap is not None and self.tx is not None
-        wanted = self._floors[tier] + (blocks if tier is Tier.WRITE else min(blocks, self.margin))
-        while self.spacemap.available < wanted:
-            if not (self.spacemap.held or self.reclaim.count or self._in_flight):
+        assert self.tx is not None
+        if self.inline_commits and self.must_wait and not self._in_flight:
+            self.commit()
+            self._changes_before = self.tx.changes
+        if tier is not Tier.WRITE and blocks <= TREE_COPIES_MAX:
+            blocks = min(blocks, self.margin)
+        while self._available < self._floor(tier) + blocks:
+            if self._bring_forward():
+                continue
+            if not self.reclaim.count:
                 raise NoSpace
             if not self.inline_commits:
                 raise SpaceShort
-            self.make_room()
+            self.reclaim_slice()
+            self.commit()
             self._changes_before = self.tx.changes
 
-    def make_room(self) -> None:
-        """Drives reclaim and commits, which bring freed blocks forward."""
-        self.reclaim_slice()
+    def _bring_forward(self) -> bool:
+        """Commits until what was freed may be reused; False if nothing is held back. Raises SpaceShort."""
+        assert self.spacemap is not None and self.tx is not None
+        if not (self.spacemap.held or self._in_flight):
+            return False
+        if self._in_flight or not self.inline_commits:
+            raise SpaceShort
         self.commit()
         self.commit()
+        self._changes_before = self.tx.changes
+        return True
 
     def reclaim_slice(self, blocks: int = 4096) -> bool:
-        """Drops up to about `blocks` blocks of the reclaim queue; True while more waits."""
+        """Drops up to about `blocks` blocks of the reclaim queue; True while more waits.
+
+        Raises SpaceShort where a commit has to come first (only with `inline_commits` off).
+        """
         if self.tx is None or self.read_only:
             return False
-        with self.operation():
-            while blocks > 0:
-                done = self.tx.reclaim_one()
-                if done == 0:
-                    return False
-                blocks -= done
+        while blocks > 0 and self.reclaim.count:
+            # One entry makes at most a block's worth of new ones, four pages. With nothing to bring forward it is the
+            # margin that pays for them.
+            if self._available < self._floor(Tier.SYSTEM) + self.margin:
+                self._bring_forward()
+            with self.operation():
+                blocks -= self.tx.reclaim_one()
         return self.reclaim.count > 0
 
     def free_blocks_for_statfs(self) -> tuple[int, int]:
@@ -293,7 +347,7 @@ class Volume:
         if self.spacemap is None:
             return self.superblock.free_blocks, 0
         free = self.spacemap.free
-        return free, max(0, free - self._floors[Tier.WRITE])
+        return free, max(0, free - self._floor(Tier.WRITE))
 
     # --- commit ---
 
@@ -325,7 +379,9 @@ class Volume:
         self.newest_slot = sealed.slot
         self.serial = sealed.serial
         self.slots_agree = not sealed.changed
-        self.manifest_pending = sealed.manifest_count > 0
+        self._manifests.discard(sealed.slot)
+        if sealed.manifest_count:
+            self._manifests.add(sealed.slot)
         self.commits += 1
         self.spacemap.release(self._held_back)
         self._held_back = sealed.freed
@@ -340,6 +396,11 @@ class Volume:
         assert sealed is self._in_flight
         self._in_flight = None
         self.latch(error)
+
+    @property
+    def manifest_pending(self) -> bool:
+        """Whether the newest slot has a manifest, which opening would have to verify."""
+        return self.newest_slot in self._manifests
 
     @property
     def committing(self) -> bool:
@@ -369,7 +430,7 @@ class Volume:
             hook()
         if self.dirty:
             self.commit(complete=True)
-        while not self.slots_agree or self.newest_slot != 1 or self.manifest_pending:
+        while not self.slots_agree or self.newest_slot != 1 or self._manifests:
             self.commit(complete=True)
 
     def close(self) -> None:
@@ -380,37 +441,47 @@ class Volume:
             self.device.close()
 
 
-def _choose(device: Device, slots: SlotSet, wanted: int | None, notes: list[str]) -> Slot:
-    """The slot whose state is opened: the newest whose manifest holds, or the one insisted on."""
+def _choose(device: Device, slots: SlotSet, wanted: int | None, notes: list[str]) -> tuple[Slot, str]:
+    """The slot whose state is opened: the newest whose manifest holds, or the one insisted on; why not to write to it."""
     if wanted is not None:
         if wanted not in slots.slots:
-            raise Corrupt(f"superblock slot {wanted} is not valid")
-        return slots.slots[wanted]
+            raise Corrupt(f"{device.name}: superblock slot {wanted} is not valid")
+        return slots.slots[wanted], ""
+    unreadable = f"a newer state may be there that cannot be read ({slots.unreadable})" if slots.unreadable else ""
     newest = slots.newest
-    problem = manifest_problem(device, newest)
+    try:
+        problem = manifest_problem(device, newest)
+    except DeviceError as error:
+        problem = str(error)
+        unreadable = f"slot {newest.number} holds a newer state that cannot be read ({error})"
     if not problem:
-        return newest
+        return newest, unreadable
     other = slots.slots.get(3 - newest.number)
     if other is None or other.extension is None:
         raise Corrupt(
-            f"slot {newest.number} names a block that was not written ({problem}), and there is no other slot"
+            f"{device.name}: slot {newest.number} names a block that was not written ({problem}), "
+            "and there is no other slot"
         )
     notes.append(
         f"slot {newest.number} (serial {newest.serial}) was not completely written ({problem}); using the other"
     )
-    return other
+    return other, unreadable
+
+
+def _require_whole(device: Device, slot: Slot) -> None:
+    """Raises Corrupt where the device ends before the volume does."""
+    wanted = slot.geometry.end if slot.extension else slot.geometry.slot_offsets[1] + f.RECORD_SIZE
+    if device.size() < wanted:
+        raise Corrupt(f"{device.name} is cut short: its superblock says {wanted} bytes, it has {device.size()}")
 
 
 def manifest_problem(device: Device, slot: Slot) -> str:
-    """Why the slot's manifest does not hold, an empty string where it does."""
+    """Why the slot's manifest does not hold, an empty string where it does. Raises DeviceError."""
     geometry = slot.geometry
     for entry in slot.manifest:
         if entry.block >= geometry.num_blocks:
             return f"manifest names block {entry.block}"
-        try:
-            data = device.read(geometry.block_offset(entry.block), geometry.block_size)
-        except DeviceError as error:
-            return str(error)
+        data = device.read(geometry.block_offset(entry.block), geometry.block_size)
         if crc32c(data) != entry.checksum:
             return f"block {entry.block}"
     return ""
