@@ -80,7 +80,7 @@ class Model:
         self.size_max = size_max
         self.now = now
         self.users: dict[int, int] = {}
-        root = Node(ROOT, stat.S_IFDIR | 0o755, 0, 0, 2, now, now, now, now // SECOND, parent=ROOT)
+        root = Node(ROOT, stat.S_IFDIR | 0o755, 0, 0, 2, now, now, now, now // SECOND, parent=ROOT, atimes={now})
         self.nodes = {ROOT: root}
 
     def copy(self) -> Model:

@@ -8,8 +8,8 @@ Invariants:
   followed for writing. A clean inode equals its bytes in the leaf. What `make_writable` returned dies with the epoch.
 - The status byte of a new inode, and the zeros of a freed one, are in the leaf at once: the search for a free inode reads
   the leaf. All else is written back at the seal.
-- `cached[n]` is the only object that changes go to: `make_writable` puts it (back) there, and a changed inode, or one with
-  an access time that is not written yet, never leaves the cache.
+- There is never more than one object for a number: one that left the cache while an operation still holds it is found
+  again. A changed inode, or one with an access time that is not written yet, never leaves the cache.
 
 Locking: the core thread only.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 import stat
 from os import makedev
 from typing import Final
+from weakref import WeakValueDictionary
 
 from cowfs.errors import Corrupt, NoSpace
 from cowfs.fs.attributes import NANOSECONDS, STAT_BLOCK_SIZE, Attributes, decode_device
@@ -48,6 +49,7 @@ class Inode:
     """An inode in memory. Times are nanoseconds since 1970, `birth` is seconds, `rdev` the stored device number."""
 
     __slots__ = (
+        "__weakref__",
         "atime",
         "attributes",
         "birth",
@@ -119,6 +121,7 @@ class InodeTable:
         geometry = volume.geometry
         self.tree = tree
         self.cached: dict[int, Inode] = {}
+        self._alive: WeakValueDictionary[int, Inode] = WeakValueDictionary()
         self._volume = volume
         self._trees = volume.trees
         self._own = not volume.foreign
@@ -143,9 +146,11 @@ class InodeTable:
         """Inode `number`, None where there is none or it is free. Raises Corrupt, DeviceError."""
         inode = self.cached.get(number)
         if inode is None and 0 < number <= self.tree.num_inodes:
-            inode = self._load(number)
+            inode = self._alive.get(number)
+            if inode is None:
+                inode = self._load(number)
             if inode is not None:
-                self.cached[number] = inode
+                self.cached[number] = self._alive[number] = inode
                 if len(self.cached) > self._trim_at:
                     self._trim()
         return inode
@@ -285,7 +290,7 @@ class InodeTable:
         inode.epoch = self._trees.epoch
         inode.token = self._trees.token(inode.root)
         self._dirty[inode.number] = inode
-        self.cached[inode.number] = inode
+        self.cached[inode.number] = self._alive[inode.number] = inode
         return inode
 
     def release(self, inode: Inode) -> None:
@@ -299,6 +304,7 @@ class InodeTable:
         del self._dirty[inode.number]
         self._late_atimes.pop(inode.number, None)
         del self.cached[inode.number]
+        del self._alive[inode.number]
 
     def set_atime_late(self, inode: Inode, now: int) -> int:
         """Moves an access time in memory only; returns how many such are waiting to be written."""

@@ -19,7 +19,7 @@ from model import ROOT, Fail, Model, Node
 from support import MIB, START, assert_sound, new_device, open_filesystem
 
 from cowfs.errors import CowfsError
-from cowfs.fs import Attributes, Caller
+from cowfs.fs import Attributes, Caller, directory, filesystem, freelist, inode
 
 STEPS = 500
 SEEDS_PER_BLOCK_SIZE = 13
@@ -479,6 +479,20 @@ def test_random_operations_on_a_full_volume(block_size: int) -> None:
         run = one_run(seed * 100_000 + block_size + 1, block_size, MIB)
         no_space += run.histogram["no space"]
     assert no_space > 0, "the volume was never full"
+
+
+@pytest.mark.parametrize("block_size", [512, 4096])
+def test_random_operations_with_tiny_caches(block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is kept in memory for speed is forgotten all the time."""
+    monkeypatch.setattr(inode, "INODE_CACHE_MAX", 4)
+    monkeypatch.setattr(directory, "HOT_BYTES_MAX", 2000)
+    monkeypatch.setattr(directory, "SCAN_BYTES", 4 * 32)
+    monkeypatch.setattr(directory, "SLICE", 3)
+    monkeypatch.setattr(freelist, "PROBE_MAX", 1)
+    monkeypatch.setattr(freelist, "KNOWN_MAX", 2)
+    monkeypatch.setattr(filesystem, "LATE_ATIMES_MAX", 3)
+    for seed in range(4):
+        one_run(seed * 100_000 + block_size + 2, block_size, 64 * MIB)
 
 
 @pytest.mark.soak
