@@ -92,7 +92,7 @@ def check_sums(walk: TreeWalk, reader: BlockReader, report: p.Report) -> None:
             while first < end:
                 leaf = first // per_leaf
                 stop = min(end, (leaf + 1) * per_leaf, first + run_max)
-                data = memoryview(reader.run(first, stop - first))
+                data = reader.run(first, stop - first)
                 if leaf in leaves:
                     _check_run(reader, report, data, first, stop - first, leaves[leaf])
                 else:
@@ -103,18 +103,19 @@ def check_sums(walk: TreeWalk, reader: BlockReader, report: p.Report) -> None:
                 first = stop
 
 
-def _check_tails(reader: BlockReader, report: p.Report, data: memoryview, first: int, tails: array.array[int]) -> None:
+def _check_tails(reader: BlockReader, report: p.Report, data: bytes, first: int, tails: array.array[int]) -> None:
     size = reader.block_size
     for i, tail in enumerate(tails):
         if tail and data[i * size + tail : (i + 1) * size] != reader.zeros[tail:]:
             report.add(p.FILE_TAIL, f"behind byte {tail}", block=first + i)
 
 
-def _check_run(reader: BlockReader, report: p.Report, data: memoryview, first: int, count: int, leaf: int) -> None:
+def _check_run(reader: BlockReader, report: p.Report, data: bytes, first: int, count: int, leaf: int) -> None:
     size = reader.block_size
     at = first % (size // f.CHECKSUM_SIZE)
     wanted = reader.pointers_kept(leaf)[at : at + count].tolist()
-    found = [crc32c(data[offset : offset + size]) for offset in range(0, count * size, size)]
+    view = memoryview(data)
+    found = [crc32c(view[offset : offset + size]) for offset in range(0, count * size, size)]
     if found != wanted:
         for i in range(count):
             if found[i] != wanted[i] and first + i not in reader.unreadable:

@@ -20,6 +20,8 @@ from cowfs.check import problem as p
 from cowfs.check.reader import FOREIGN_HOLE, BlockReader
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
+from cowfs.ondisk.codecs import InodeCodec
+from cowfs.ondisk.times import NANOSECONDS
 
 # Kinds of tree beyond those that blocks can be shared in (f.KIND_FILE, f.KIND_INODES, f.KIND_LONG_NAMES).
 BITMAP: Final = 3
@@ -42,6 +44,9 @@ KIND_NAMES: Final = (
     "settings",
 )
 ZERO_ROLE: Final = 255
+NANOSECOND_MASK: Final = (1 << 30) - 1
+_PTR: Final = next(i for i, item in enumerate(f.DiskInode.LAYOUT) if item.name == "ptr")
+_BEHIND_PTR: Final = _PTR + f.POINTER_COUNT
 _LEVEL_BITS: Final = 3
 assert f.FOREIGN_LEVEL_MAX + 1 < 1 << _LEVEL_BITS
 assert len(KIND_NAMES) << _LEVEL_BITS < ZERO_ROLE
@@ -158,6 +163,7 @@ class TreeWalk:
         self.inode_pages: dict[int, InodePage] = {}  # by block
         self.leaf_blocks: dict[int, dict[int, int]] = {BITMAP: {}, CHECKSUMS: {}, REFERENCES: {}}
         self.system_blocks = 0
+        self._inode_codec = InodeCodec(reader.geometry.order)
         self._leaves_below: dict[int, int] = {}  # by indirect block: leaves below that are no holes
 
     # --- zero blocks ---
@@ -376,12 +382,15 @@ class TreeWalk:
         """Reads a block of the inode file: enters what its inodes hold, and remembers what names are compared with."""
         count = self.geometry.inodes_per_block
         data = self.reader.block(block)
+        unpack = self._inode_codec.unpack_from
         zeros = array.array("H", bytes(2 * count))
         page = self.inode_pages[block] = InodePage(zeros, zeros[:], bytearray(count))
         for i, offset in enumerate(range(0, len(data), f.INODE_SIZE)):
             if data[offset : offset + f.INODE_SIZE] == f.FREE_INODE_BYTES:
                 continue
-            inode = f.DiskInode.unpack(data, offset, self.geometry.order)
+            fields = unpack(data, offset)
+            values = (*fields[:_PTR], fields[_PTR:_BEHIND_PTR], *fields[_BEHIND_PTR:])
+            inode = f.DiskInode(*values)
             if self.foreign and not inode.mode:
                 continue
             page.modes[i] = inode.mode
@@ -427,10 +436,9 @@ class TreeWalk:
             self._report(p.INODE_STATUS, f"status {inode.status}", owner)
         if inode.flags & ~f.INODE_FLAG_HIDDEN:
             self._report(p.INODE_FIELD, f"unknown flags {inode.flags:#x}", owner)
-        for name in ("mtime_extra", "atime_extra", "ctime_extra"):
-            nanoseconds = getattr(inode, name) & (1 << 30) - 1
-            if nanoseconds > 999_999_999:
-                self._report(p.INODE_FIELD, f"{name}: {nanoseconds} nanoseconds", owner)
+        for extra in (inode.mtime_extra, inode.atime_extra, inode.ctime_extra):
+            if extra & NANOSECOND_MASK >= NANOSECONDS:
+                self._report(p.INODE_FIELD, f"{extra & NANOSECOND_MASK} nanoseconds", owner)
 
 
 def used_runs(page: bytearray, is_used: bytes) -> Iterator[tuple[int, int]]:
