@@ -274,8 +274,11 @@ class Filesystem(NameOperations):
         )
 
     def sync(self) -> None:
-        """Makes everything done so far durable."""
+        """Makes everything done so far durable. Raises ReadOnly where a failure has made that impossible."""
+        if self.volume.read_only and not self.volume.latched:
+            return
         self.volume.check_writable()
+        self.free_orphans()
         if self.volume.dirty:
             self.volume.commit()
 
