@@ -91,17 +91,27 @@ class FileHandle:
     """An open file.
 
     `kills_privileges`: a write takes away setuid and setgid bits, as for everybody but root. `privileged`: the file had
-    such bits when it was opened, so the kernel has to be told when they go.
+    such bits when it was opened, so the kernel has to be told when they go. `cached_writer`: the thread that opened it for
+    writing through the kernel's write cache, or 0.
     """
 
-    __slots__ = ("ino", "kills_privileges", "node", "privileged", "tree")
+    __slots__ = ("cached_writer", "ino", "kills_privileges", "node", "privileged", "tree")
 
-    def __init__(self, tree: Filesystem, node: int, *, kills_privileges: bool, privileged: bool = False) -> None:
+    def __init__(
+        self,
+        tree: Filesystem,
+        node: int,
+        *,
+        kills_privileges: bool,
+        privileged: bool = False,
+        cached_writer: int = 0,
+    ) -> None:
         self.tree = tree
         self.node = node
         self.ino = node & convert.INODE_MASK
         self.kills_privileges = kills_privileges
         self.privileged = privileged
+        self.cached_writer = cached_writer
 
 
 class DirectoryHandle:

@@ -31,6 +31,7 @@ from cowfs.errors import (
     Exists,
     FileTooBig,
     NoAttribute,
+    NoSpace,
     NotFound,
     NotPermitted,
     Stale,
@@ -41,6 +42,7 @@ from cowfs.fuse import convert
 from cowfs.fuse.commits import CommitScheduler
 from cowfs.fuse.control_file import DIRECTORY_NODE, ControlDirectory, ControlHandle
 from cowfs.fuse.handlers import DirectoryHandle, FileHandle, answers, changes, waits
+from cowfs.fuse.lost import LostWrites
 from cowfs.fuse.options import MountOptions
 
 ROOT_NODE = 1
@@ -48,6 +50,8 @@ SHORT_SPACE_BYTES = 64 << 20
 SHORT_SPACE_PART = 20
 """With less available than these bytes, or than this part of the volume, files opened for writing bypass the kernel's
 write cache, so that a full volume is an error of write(2) and not of close(2)."""
+FULL_BLOCKS = 256
+"""With fewer blocks available, or a part of the volume as above, a file that lost data is taken to go on losing it."""
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +76,7 @@ class Operations(pyfuse3.Operations):
         self._short_blocks = min(SHORT_SPACE_BYTES // geometry.block_size, geometry.num_blocks // SHORT_SPACE_PART)
         self._control = ControlDirectory(host)
         self._control_shown = not (self._volume.foreign and _has_name(filesystem, control.DIRECTORY_NAME))
+        self._lost = LostWrites()
         self._negative = convert.negative_entry()
         self._handles: dict[int, Any] = {}
         self._handle_number = 0
@@ -100,9 +105,11 @@ class Operations(pyfuse3.Operations):
         tree, parent = self._new_name(parent_inode, name)
         attributes = tree.create(parent, name, stat.S_IMODE(mode) | stat.S_IFREG, _caller(ctx))
         entry = self._entry(tree, attributes)
-        handle = FileHandle(tree, entry.st_ino, kills_privileges=ctx.uid != 0)
+        direct = self._space_is_short()
+        writer = ctx.pid if self.enable_writeback_cache and not direct else 0
+        handle = FileHandle(tree, entry.st_ino, kills_privileges=ctx.uid != 0, cached_writer=writer)
         tree.hold(attributes.ino)
-        return self._opened(handle, direct=self._space_is_short()), entry
+        return self._opened(handle, direct=direct), entry
 
     @changes
     def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
@@ -187,6 +194,8 @@ class Operations(pyfuse3.Operations):
         """Attributes of an object."""
         if inode >= convert.CONTROL_NODES:
             return self._control.entry(inode)
+        if self._lost and self._no_space() and self._lost.concerns(inode, ctx.pid):
+            raise NoSpace
         tree, ino = self._place(inode)
         return convert.entry(tree.getattr(ino), inode - ino)
 
@@ -266,9 +275,11 @@ class Operations(pyfuse3.Operations):
             self.commits.start_reclaim()
             if privileged:
                 pyfuse3.invalidate_inode(inode, attr_only=True)
-        handle = FileHandle(tree, inode, kills_privileges=kills, privileged=privileged)
+        direct = writes and (privileged or self._space_is_short())
+        writer = ctx.pid if self.enable_writeback_cache and writes and not direct else 0
+        handle = FileHandle(tree, inode, kills_privileges=kills, privileged=privileged, cached_writer=writer)
         tree.hold(ino)
-        return self._opened(handle, direct=writes and (privileged or self._space_is_short()))
+        return self._opened(handle, direct=direct)
 
     @answers
     def read(self, fh: int, off: int, size: int) -> bytes:
@@ -287,7 +298,12 @@ class Operations(pyfuse3.Operations):
         handle = self._handles[fh]
         if isinstance(handle, ControlHandle):
             return await self._command(handle, buf)
-        return await self._write(handle, off, buf)
+        try:
+            return await self._write(handle, off, buf)
+        except FUSEError as error:
+            if error.errno == errno.ENOSPC and handle.cached_writer:
+                self._lose(handle.node)
+            raise
 
     @waits
     async def _command(self, handle: ControlHandle, buf: bytes) -> int:
@@ -301,6 +317,8 @@ class Operations(pyfuse3.Operations):
         if handle.privileged:
             handle.privileged = False
             pyfuse3.invalidate_inode(handle.node, attr_only=True)
+        if self._lost:
+            self._lost.discard(handle.node)
         return count
 
     @changes
@@ -308,6 +326,8 @@ class Operations(pyfuse3.Operations):
         """The last descriptor of a handle was closed."""
         handle = self._handles.pop(fh, None)
         if isinstance(handle, FileHandle):
+            if self._lost and not self._cached_writers(handle.node):
+                self._lost.discard(handle.node)
             handle.tree.unhold(handle.ino)
 
     @waits
@@ -409,6 +429,20 @@ class Operations(pyfuse3.Operations):
     def _space_is_short(self) -> bool:
         """Whether so little is left that what the kernel caches might find no place."""
         return self.enable_writeback_cache and self._volume.free_blocks_for_statfs()[1] < self._short_blocks
+
+    def _no_space(self) -> bool:
+        """Whether what the kernel caches would be lost."""
+        return self._volume.free_blocks_for_statfs()[1] < min(FULL_BLOCKS, self._short_blocks)
+
+    def _lose(self, node: int) -> None:
+        """There was no space for what a write(2) had left to the kernel. The next one asks before it does so again."""
+        self._lost.add(node, self._cached_writers(node))
+        pyfuse3.invalidate_inode(node, attr_only=True)
+
+    def _cached_writers(self, node: int) -> list[int]:
+        """The threads that opened a file for writing through the kernel's cache and have not closed it."""
+        handles = (handle for handle in self._handles.values() if isinstance(handle, FileHandle))
+        return [handle.cached_writer for handle in handles if handle.node == node and handle.cached_writer]
 
     def _list_control(self, start: int, token: ReaddirToken) -> None:
         names: Iterable[tuple[bytes, int]] = self._control.names()
