@@ -18,7 +18,7 @@ from cowfs.check import problem as p
 from cowfs.check.directories import GaveUp, Work
 from cowfs.check.namespace import NamespaceCheck
 from cowfs.check.reader import BlockReader, State
-from cowfs.check.slots import check_boot_block, choose, read_slots
+from cowfs.check.slots import COUNTER_MAX, check_boot_block, choose, read_slots
 from cowfs.check.tables import check_reclaim, check_snapshots
 from cowfs.check.trees import (
     BITMAP,
@@ -121,6 +121,9 @@ def _check_records(report: p.Report, state: State) -> None:
     for name in ("spare_0b4", "spare_0b8", "spare_0c0"):
         if getattr(extension, name):
             report.add(p.EXTENSION_FIELD, f"{name} is not 0")
+    for name in ("generation", "snapshot_id"):
+        if getattr(extension, name) >= COUNTER_MAX:
+            report.add(p.EXTENSION_FIELD, f"{name} {getattr(extension, name)} cannot be")
     try:
         extension.label.rstrip(b"\0").decode()
     except UnicodeDecodeError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from cowfs.check import problem as p
 from cowfs.check.reader import State
@@ -18,6 +19,8 @@ from cowfs.ondisk.geometry import Geometry
 from cowfs.ondisk.records import ByteOrder
 from cowfs.storage.device import Device
 
+COUNTER_MAX: Final = 1 << 63
+"""Serials, generations and snapshot ids stay below this: counting does not get there."""
 ORDERS: tuple[ByteOrder, ByteOrder] = ("<", ">")
 
 
@@ -46,7 +49,7 @@ class Slots:
 
 
 def read_slots(device: Device) -> Slots:
-    """Reads both slots. Raises NotAVolume where there is not even a magic number, and Unsupported."""
+    """Reads both slots. Raises NotAVolume where there is no magic number of a slot or of the pointer to one, Unsupported."""
     boot_block = True
     first = _read_slot(device, f.SLOT1_OFFSET, 1, f.SLOT1_OFFSET)
     if _without_magic(first):
@@ -62,7 +65,7 @@ def read_slots(device: Device) -> Slots:
             break
         if _without_magic(second):
             second = found
-    if _without_magic(first) and _without_magic(second):
+    if _without_magic(first) and _without_magic(second) and _slot_pointer(device) is None:
         raise NotAVolume(f"{device.name} is not a cowfs or qnx6 volume: no superblock found")
     return Slots(first, second, boot_block)
 
@@ -187,20 +190,25 @@ def _same_state(first: State, second: State) -> bool:
     return same and all(getattr(first.extension, n) == getattr(second.extension, n) for n in f.EXTENSION_ROOTS)
 
 
+def _slot_pointer(device: Device) -> f.SlotPointer | None:
+    """The boot block's pointer to slot 2, if it is one."""
+    try:
+        raw = device.read(f.SLOT_POINTER_OFFSET, f.SlotPointer.SIZE)
+    except DeviceError:
+        return None
+    pointer = f.SlotPointer.unpack(raw)
+    return pointer if pointer.magic == f.SLOT_POINTER_MAGIC and pointer.checksum == crc32c(raw[:-4]) else None
+
+
 def _slot2_places(device: Device, first: State | Invalid) -> Iterator[int]:
     """Where slot 2 may be: as slot 1 says (even a torn one), as the boot block says, at the end of the device."""
     size = device.size()
     places: list[int] = []
     if first.geometry is not None:
         places.append(first.geometry.slot_offsets[1])
-    if size >= f.SLOT1_OFFSET:
-        try:
-            raw = device.read(f.SLOT_POINTER_OFFSET, f.SlotPointer.SIZE)
-        except DeviceError:
-            raw = bytes(f.SlotPointer.SIZE)
-        pointer = f.SlotPointer.unpack(raw)
-        if pointer.magic == f.SLOT_POINTER_MAGIC and pointer.checksum == crc32c(raw[:-4]):
-            places.append(pointer.slot2_offset)
+    pointer = _slot_pointer(device)
+    if pointer is not None:
+        places.append(pointer.slot2_offset)
     for block_size in f.FOREIGN_BLOCK_SIZES:
         for slot1_offset in (f.SLOT1_OFFSET, 0):
             start = Geometry(block_size, 0, slot1=slot1_offset).data_start
@@ -268,6 +276,8 @@ def _read_extension(raw: bytes, number: int, geometry: Geometry, superblock: f.S
         return Invalid(
             f"commit {superblock.serial} with the extension of {extension.serial}", superblock, geometry, odd=True
         )
+    if superblock.serial >= COUNTER_MAX:
+        return Invalid(f"commit {superblock.serial} cannot be", superblock, geometry, odd=True)
     if header.count > f.MANIFEST_ENTRY_MAX:
         return Invalid(f"a manifest of {header.count} entries", superblock, geometry, odd=True)
     start = f.MANIFEST_OFFSET + f.ManifestHeader.SIZE

@@ -90,6 +90,13 @@ def both_torn(image: Image, inodes: Inodes) -> None:
         flip(image, offset + 0x20)
 
 
+@recipe(p.NO_VALID_SLOT, p.SLOT_INVALID, raw=True)
+def both_lost(image: Image, inodes: Inodes) -> None:
+    """The boot block still says that this was a volume."""
+    for offset in image.geometry.slot_offsets:
+        image.device.write(offset, [bytes(f.SLOT_AREA_SIZE)])
+
+
 @recipe(p.SLOTS_DIFFER, raw=True)
 def other_volume_in_slot_2(image: Image, inodes: Inodes) -> None:
     def change(superblock: f.Superblock, extension: f.Extension) -> None:
@@ -133,6 +140,11 @@ def spare_in_use(image: Image, inodes: Inodes) -> None:
     image.extension.spare_0b8 = 1
 
 
+@recipe(p.EXTENSION_FIELD)
+def impossible_generation(image: Image, inodes: Inodes) -> None:
+    image.extension.generation = 1 << 63
+
+
 @recipe(p.ZERO_BLOCK_NUMBER, p.BITMAP_USED)
 def zero_blocks_equal(image: Image, inodes: Inodes) -> None:
     zero = image.zero_blocks
@@ -156,6 +168,11 @@ def serial_differs(image: Image, inodes: Inodes) -> None:
         extension.serial += 1
 
     image.write_slot(1, change=change)
+
+
+@recipe(p.SLOT_CONTENTS, raw=True)
+def impossible_serial(image: Image, inodes: Inodes) -> None:
+    image.write_slot(2, serial=1 << 63)
 
 
 @recipe(p.SLOT_CONTENTS, raw=True)
