@@ -374,6 +374,15 @@ class SnapshotRecord(Record):
     description: bytes = at(0x204, "508s", "description, zero padded")
 
 
+@record(8)
+@dataclass(slots=True)
+class SnapshotIndexEntry(Record):
+    """A slot of the snapshot table's index by name; home slot: the hash modulo the number of slots."""
+
+    hash: int = at(0x00, "I", "crc32c of the name")
+    place: int = at(0x04, "I", "place of the record in the table, plus 1; 0: an empty slot")
+
+
 assert MANIFEST_ENTRY_MAX == 319
 assert Superblock.SIZE == RECORD_SIZE
 assert ANCHOR_OFFSET + Anchor.SIZE == RECORD_SIZE == EXTENSION_OFFSET
