@@ -33,7 +33,7 @@ def unmounted(image: str) -> Iterator[FileDevice]:
 
 
 @click.command()
-@click.argument("target", metavar="IMAGE|MNT", type=click.Path())
+@click.argument("target", metavar="IMAGE|MNT", type=click.Path(readable=False))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(target: str, as_json: bool) -> None:
     """Show what a volume is, how full it is, and where it is mounted."""
@@ -88,7 +88,7 @@ def _info_rows(reply: control.Reply) -> list[tuple[str, str]]:
 
 
 @click.command()
-@click.argument("image", type=click.Path())
+@click.argument("image", type=click.Path(readable=False))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(image: str, as_json: bool) -> int:
     """Check all of the volume in IMAGE; changes nothing.
@@ -112,7 +112,7 @@ def check(image: str, as_json: bool) -> int:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("image", type=click.Path())
+@click.argument("image", type=click.Path(readable=False))
 @click.argument("what", nargs=-1)
 @click.option(
     "--superblock", type=click.Choice(["1", "2"]), help="Look at the state of superblock slot N.", metavar="N"

@@ -14,8 +14,8 @@ from cowfs.fuse import daemon, options
 
 
 @click.command()
-@click.argument("image", type=click.Path())
-@click.argument("mountpoint", metavar="MNT", type=click.Path())
+@click.argument("image", type=click.Path(readable=False))
+@click.argument("mountpoint", metavar="MNT", type=click.Path(readable=False))
 @click.option(
     "-o",
     "words",
@@ -25,7 +25,7 @@ from cowfs.fuse import daemon, options
     "superblock=1|2, log=FILE, and mount(8)'s generic ones.",
 )
 @click.option("--foreground", is_flag=True, help="Serve until it is unmounted; log to standard error.")
-@click.option("--log", metavar="FILE", type=click.Path(), help="Log to FILE instead of syslog.")
+@click.option("--log", metavar="FILE", type=click.Path(readable=False), help="Log to FILE instead of syslog.")
 @click.option(
     "--superblock",
     metavar="N",
@@ -61,7 +61,7 @@ def _say(line: str) -> None:
 
 
 @click.command()
-@click.argument("mountpoint", metavar="MNT", type=click.Path())
+@click.argument("mountpoint", metavar="MNT", type=click.Path(readable=False))
 def umount(mountpoint: str) -> None:
     """Unmount MNT; returns when everything is committed and the daemon has gone.
 
@@ -71,7 +71,7 @@ def umount(mountpoint: str) -> None:
 
 
 @click.command()
-@click.argument("path", metavar="MNT", type=click.Path())
+@click.argument("path", metavar="MNT", type=click.Path(readable=False))
 def sync(path: str) -> None:
     """Commit everything written to the mount MNT so far.
 

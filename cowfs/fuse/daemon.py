@@ -8,6 +8,7 @@ for the user. Its command line holds the image's absolute path, and its environm
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import logging.handlers
 import os
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cowfs.errors import Busy, CowfsError, InvalidArgument
+from cowfs.errors import Busy, CowfsError, DeviceError, InvalidArgument
 from cowfs.fuse import mounts
 from cowfs.fuse.options import MountOptions
 
@@ -75,16 +76,13 @@ def run(image: str, mountpoint: str, options: MountOptions, *, detach: bool, rep
     `detach`: standard error belongs to a starter, who waits for `READY`. `report` shows one line to the user.
     """
     from cowfs.fuse import server
-    from cowfs.storage.device import FileDevice
     from cowfs.storage.volume import Volume
 
     _start_log(options.log, to_stderr=not detach)
     mountpoint = mounts.require_mountpoint(mountpoint)
-    # An image that nobody may write can still be mounted, with the line that says so.
-    read_only = options.read_only or not os.access(image, os.W_OK)
-    device = FileDevice.open(os.path.realpath(image), read_only=read_only)
+    device = _open(os.path.realpath(image), read_only=options.read_only)
     try:
-        _lock(device, exclusive=not read_only)
+        _lock(device, exclusive=not device.read_only)
         volume = Volume.open(device, read_only=options.read_only, superblock=options.superblock)
     except BaseException:
         device.close()
@@ -95,6 +93,19 @@ def run(image: str, mountpoint: str, options: MountOptions, *, detach: bool, rep
             report(f"{device.name}: {note}")
     server.serve(volume, mountpoint, options, on_ready=_detach if detach else None)
     return 1 if volume.latched else 0
+
+
+def _open(image: str, *, read_only: bool) -> FileDevice:
+    """Opens the image. One that may only be read is mounted all the same, and the volume's notes say so."""
+    from cowfs.storage.device import FileDevice
+
+    try:
+        return FileDevice.open(image, read_only=read_only)
+    except DeviceError as error:
+        cause = error.__cause__
+        if read_only or not isinstance(cause, OSError) or cause.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return FileDevice.open(image, read_only=True)
 
 
 def _lock(device: FileDevice, *, exclusive: bool) -> None:
