@@ -77,6 +77,7 @@ class Sealer:
         volume = self._volume
         store, spacemap = volume.store, volume.spacemap
         assert spacemap is not None and volume.extension is not None
+        volume.forest.store_clones()
         self._place()
         blocks, sums = self._contents()
         born = self._born(sums)
@@ -163,6 +164,7 @@ class Sealer:
         extension.data_hint = spacemap.data_hint
         extension.metadata_hint = spacemap.metadata_hint
         extension.reclaim_count = volume.reclaim.count
+        extension.snapshot_count = volume.forest.table.count
         for name in f.EXTENSION_ROOTS:
             tree = volume.reclaim_tree if name == "reclaim" else getattr(volume, name)
             setattr(extension, name, tree.root_node())

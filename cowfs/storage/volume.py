@@ -29,8 +29,10 @@ from cowfs.storage.blockio import BlockStore
 from cowfs.storage.blocktree import BlockTrees, Root, WritableRoot
 from cowfs.storage.commit import SealedCommit, Sealer
 from cowfs.storage.device import Device
+from cowfs.storage.forest import Forest
 from cowfs.storage.pagedtree import ChecksumTree, PagedTree, tree_capacity_blocks
 from cowfs.storage.reclaim import ReclaimQueue
+from cowfs.storage.snapshots import SnapshotTable
 from cowfs.storage.spacemap import Freed, SpaceMap
 from cowfs.storage.superblock import COUNTER_MAX, Slot, SlotSet, check_features, read_slots
 from cowfs.storage.transaction import Transaction
@@ -179,6 +181,8 @@ class Volume:
         self.reclaim = ReclaimQueue(self.reclaim_tree, extension.reclaim_count)
         self.tx = Transaction(store, self.spacemap, self.reclaim, zero)
         self.tx.on_leak = self.notes.append
+        table = SnapshotTable(self.snapshots, self.snapshot_index, extension.snapshot_count)
+        self.forest = Forest(self, table)
 
     # --- state ---
 

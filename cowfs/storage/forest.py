@@ -1,0 +1,164 @@
+"""The trees of a volume: the live one, and the snapshots and clones in the snapshot table.
+
+Duty: taking, dropping and exchanging whole trees, each a constant amount of work: at most 16 pointers of the inode file and
+16 of the long-name file gain or lose a parent, whatever lies below them; one record of the table changes. What a dropped
+tree had to itself goes through the reclaim queue. No tree depends on another: blocks know their number of parents, not who
+they are.
+
+Invariants:
+- I6 Taking or exchanging a tree ends the epoch: what was writable may now be shared.
+- I19 The live tree's roots stand in the superblock, a snapshot's in its record; those of an open clone in memory and, from
+  each seal on, in its record.
+
+Locking: the core thread only. Changed inodes have been written back, and space has been admitted, by the caller.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cowfs.errors import NotFound, NotPermitted
+from cowfs.ondisk import format as f
+from cowfs.storage.children import Child
+from cowfs.storage.snapshots import SnapshotTable
+from cowfs.storage.tree import Tree
+
+if TYPE_CHECKING:
+    from cowfs.storage.volume import Volume
+
+TREE_COST = 8  # blocks that taking a tree may add, beside the references that have their own reserve
+
+
+class Forest:
+    """All trees of one volume with an extension area."""
+
+    def __init__(self, volume: Volume, table: SnapshotTable) -> None:
+        self.table = table
+        self._volume = volume
+        self._open: dict[int, tuple[int, Tree]] = {}  # by id: place in the table, tree
+
+    def open(self, place: int) -> Tree:
+        """The tree of a snapshot (read-only) or of a clone (writable where the volume is). Raises NotFound, Corrupt."""
+        record = self.table.get(place)
+        known = self._open.get(record.id)
+        if known is not None:
+            return known[1]
+        writable = bool(record.flags & f.SNAPSHOT_WRITABLE) and not self._volume.read_only
+        tree = Tree(self._volume.trees, record.id, record, writable=writable)
+        self._open[record.id] = place, tree
+        return tree
+
+    def forget(self, tree_id: int) -> None:
+        """The tree is no longer used; what it changed has been sealed."""
+        self._open.pop(tree_id, None)
+
+    def take(
+        self, name: bytes, description: bytes, *, flags: int, source: Tree | int, created: int
+    ) -> tuple[int, f.SnapshotRecord]:
+        """A new snapshot, or clone, of a tree or of the record at a place; (place, record).
+
+        Raises Exists, InvalidArgument, NameTooLong, TooManyLinks before anything changes.
+        """
+        volume = self._volume
+        assert volume.tx is not None and volume.extension is not None
+        origin = source if isinstance(source, Tree) else self._tree_at(source)
+        if not flags & f.SNAPSHOT_INTERNAL:
+            self.table.check_new_name(name)
+        volume.tx.add_parents(self._tops(origin))
+        record = self._record(name, description, flags, origin, created)
+        place = self.table.insert(record)
+        self._changed()
+        return place, record
+
+    def drop(self, place: int) -> f.SnapshotRecord:
+        """Removes a snapshot or clone. Raises NotFound, NotPermitted for a protected one."""
+        record = self.table.get(place)
+        if record.flags & f.SNAPSHOT_PROTECTED:
+            raise NotPermitted("the snapshot is protected")
+        tree = self._tree_at(place)
+        self.table.remove(place)
+        self._open.pop(record.id, None)
+        self._drop_tops(tree)
+        self._changed()
+        return record
+
+    def roll_back(self, place: int, *, save_as: bytes | None, created: int) -> f.SnapshotRecord | None:
+        """The live tree becomes what a snapshot is; what it was is saved under a name (its record is returned), or dropped.
+
+        Raises what `take` raises, before anything changes.
+        """
+        volume = self._volume
+        assert volume.tx is not None
+        live, target = volume.live, self._tree_at(place)
+        if save_as is not None:
+            self.table.check_new_name(save_as)
+        volume.tx.add_parents(self._tops(target))
+        saved = None
+        if save_as is None:
+            self._drop_tops(live)
+        else:
+            saved = self._record(save_as, b"", 0, live, created)
+            self.table.insert(saved)
+        live.become(target)
+        self._changed()
+        return saved
+
+    def store_clones(self) -> None:
+        """Puts the roots of changed clones into their records: part of each seal."""
+        for place, tree in self._open.values():
+            if tree.writable:
+                record = self.table.get(place)
+                before = record.pack()
+                tree.store_in(record)
+                if record.pack() != before:
+                    self.table.replace(place, record)
+
+    def place_of(self, tree_id: int) -> int:
+        """The place of an open tree's record. Raises NotFound."""
+        if tree_id not in self._open:
+            raise NotFound
+        return self._open[tree_id][0]
+
+    def _tree_at(self, place: int) -> Tree:
+        record = self.table.get(place)
+        known = self._open.get(record.id)
+        return known[1] if known else Tree(self._volume.trees, record.id, record, writable=False)
+
+    def _record(self, name: bytes, description: bytes, flags: int, origin: Tree, created: int) -> f.SnapshotRecord:
+        extension = self._volume.extension
+        assert extension is not None
+        record = f.SnapshotRecord(
+            id=extension.snapshot_id,
+            flags=flags,
+            created=created,
+            origin=origin.id,
+            serial=self._volume.serial + 1,
+            name_length=len(name),
+            description_length=len(description),
+            name=name,
+            description=description,
+        )
+        extension.snapshot_id += 1
+        origin.store_in(record)
+        return record
+
+    def _tops(self, tree: Tree) -> list[Child]:
+        """The blocks that the roots of a tree name."""
+        is_hole = self._volume.trees.is_hole
+        return [
+            (pointer, root.kind, root.levels)
+            for root in (tree.inodes, tree.longnames)
+            for pointer in root.ptr
+            if not is_hole(pointer)
+        ]
+
+    def _drop_tops(self, tree: Tree) -> None:
+        assert self._volume.tx is not None
+        for pointer, kind, level in self._tops(tree):
+            self._volume.tx.drop(pointer, kind, level)
+
+    def _changed(self) -> None:
+        volume = self._volume
+        assert volume.tx is not None
+        volume.tx.changes += 1
+        volume.trees.epoch += 1
