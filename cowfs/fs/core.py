@@ -150,6 +150,8 @@ class Core:
     # --- commits ---
 
     def _write_back(self) -> None:
+        if self._orphans is not None:
+            self._orphans.write_back()
         self.inodes.write_back()
         self._names.write_back()
 

@@ -7,6 +7,7 @@ more where the tree gains a level.
 from __future__ import annotations
 
 from cowfs.fs.inode import Inode
+from cowfs.fs.orphans import CHANGED_BLOCKS_MAX
 from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage.blocktree import Root
@@ -31,8 +32,9 @@ def name_cost(tree: Tree, inodes: int, *directories: Inode) -> int:
 
 
 def orphan_cost(tree: Tree, levels: int) -> int:
-    """Blocks for putting an inode on the orphan list, which has `levels` indirect levels, or taking it off."""
-    return path(tree.inodes) + 2 * (levels + 2)
+    """Blocks for writing what waits of the orphan list, which has `levels` indirect levels."""
+    leaves = CHANGED_BLOCKS_MAX + 2  # one more that is too many, and the last one
+    return path(tree.inodes) + leaves + 2 * (levels + 1)
 
 
 def data_cost(tree: Tree, geometry: Geometry, offset: int, size: int) -> int:

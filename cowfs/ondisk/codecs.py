@@ -10,7 +10,6 @@ import struct
 from typing import Final
 
 from cowfs.ondisk import format as f
-from cowfs.ondisk.geometry import NATIVE_ORDER
 from cowfs.ondisk.records import Buffer, ByteOrder, Record
 
 
@@ -96,17 +95,3 @@ class EntryCodec:
         words = array.array("I")
         words.frombytes(raw)
         return 0 in words[:: ENTRY_SIZE // words.itemsize]
-
-
-def orphan_numbers(data: Buffer, order: ByteOrder) -> list[int]:
-    """The inode numbers of an orphan list; its size is a multiple of 4."""
-    words = array.array("I")
-    words.frombytes(data)
-    if order != NATIVE_ORDER:
-        words.byteswap()
-    return words.tolist()
-
-
-def orphan_entry(number: int, order: ByteOrder) -> bytes:
-    """One entry of an orphan list."""
-    return number.to_bytes(f.ORPHAN_ENTRY_SIZE, "little" if order == "<" else "big")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import MIB, close_filesystem, filesystem_on, new_device, open_filesystem
+from support import MIB, assert_sound, close_filesystem, filesystem_on, new_device, open_filesystem
 
 from cowfs.errors import Corrupt, CowfsError, NoSpace, Stale
 from cowfs.fs import Caller, Filesystem
@@ -214,6 +214,47 @@ def test_orphans_of_a_crash_are_freed_at_the_next_mount() -> None:
     close_filesystem(filesystem)
     after = open_filesystem(device, read_only=True).statfs()
     assert after.files - after.files_free == free.files - free.files_free
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_list_on_the_disk_is_right_at_every_commit(seed: int) -> None:
+    choose = random.Random(seed)
+    device = new_device(block_size=512)
+    filesystem = open_filesystem(device)
+    held: list[int] = []
+    for round_ in range(12):
+        share = choose.choice([0.2, 0.8])
+        for number in range(choose.randrange(120)):
+            if held and choose.random() < share:
+                filesystem.unhold(held.pop(choose.randrange(len(held))))
+            else:
+                name = b"%d.%d" % (round_, number)
+                held.append(create(filesystem, name))
+                filesystem.hold(held[-1])
+                filesystem.unlink(1, name)
+        filesystem.sync()
+        other = open_filesystem(device, read_only=True)
+        inode = other.inodes.get_hidden(f.ORPHAN_INODE, "the test")
+        data = other._trees.read(inode.root, 0, inode.root.size)
+        listed = [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)]
+        assert sorted(listed) == sorted(held)
+        assert_sound(device)
+    while held:
+        filesystem.unhold(held.pop())
+    close_filesystem(filesystem)
+
+
+def test_an_orphan_for_a_moment_writes_no_list() -> None:
+    with filesystem_on(new_device()) as filesystem:
+        inode = filesystem.inodes.get_hidden(f.ORPHAN_INODE, "the test")
+        for number in range(50):
+            ino = create(filesystem, b"%d" % number)
+            filesystem.hold(ino)
+            filesystem.unlink(1, b"%d" % number)
+            filesystem.unhold(ino)
+        filesystem.sync()
+        assert inode.root.size == inode.root.blocks == 0
+        assert inode.token is None, "it was never made writable"
 
 
 def test_what_is_no_orphan_stays() -> None:
