@@ -40,6 +40,7 @@ from cowfs.ondisk import format as f
 from cowfs.storage.volume import Tier
 
 _PERMISSIONS = 0o7777
+_TYPE_MASK = 0o170000
 _NODE_TYPES = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 _DEVICE_TYPES = (stat.S_IFCHR, stat.S_IFBLK)
 _DOTS = (b".", b"..")
@@ -52,8 +53,12 @@ class NameOperations(Core):
 
     def lookup(self, parent: int, name: bytes) -> Attributes:
         """The attributes of an entry; '.' and '..' are entries, too. Raises NotFound, NotADirectory, NameTooLong."""
-        inode = self._inode(parent)
-        if not inode.is_directory:
+        # The most frequent request of all: written out for speed.
+        cached = self.inodes.cached
+        inode = cached.get(parent)
+        if inode is None or inode.flags:
+            inode = self._inode(parent)
+        if inode.mode & _TYPE_MASK != stat.S_IFDIR:
             raise NotADirectory
         if len(name) > f.NAME_MAX:
             raise NameTooLong
@@ -62,8 +67,8 @@ class NameOperations(Core):
         if index < 0 or (inode.links == 0 and name == b".."):
             raise NotFound
         number = directory.number(index)
-        found = self.inodes.cached.get(number)
-        if found is None or found.flags & f.INODE_FLAG_HIDDEN:
+        found = cached.get(number)
+        if found is None or found.flags:
             found = self.inodes.get(number, f"directory {parent}")
         return found.attributes or self.inodes.attributes(found)
 
