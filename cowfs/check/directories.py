@@ -101,9 +101,12 @@ class DirectoryReader:
     def _read_dots(self, data: bytes, number: int, directory: Directory) -> bool:
         order = self._reader.geometry.order
         dot, dot_dot = (f.ShortEntry.unpack(data, i * ENTRY_SIZE, order) for i in range(_DOT_ENTRIES))
-        names = [entry.name[: entry.length] for entry in (dot, dot_dot)]
         directory.parent = dot_dot.inode
-        return names == list(DOTS) and dot.inode == number and dot_dot.inode != 0
+        for entry, name in zip((dot, dot_dot), DOTS, strict=True):
+            found = entry.name[: entry.length] if self._foreign else entry.name.rstrip(b"\0")
+            if found != name or entry.length != len(name):
+                return False
+        return dot.inode == number and dot_dot.inode != 0
 
     def _read_entries(
         self,

@@ -442,6 +442,11 @@ def wrong_self(image: Image, inodes: Inodes) -> None:
     image.set_entry(inodes["dir/inner"], b".", short_entry(f.ROOT_INODE, b"."))
 
 
+@recipe(p.DIRECTORY_DOTS)
+def stray_byte_behind_dot(image: Image, inodes: Inodes) -> None:
+    image.set_entry(inodes["dir/inner"], b".", f.ShortEntry(inodes["dir/inner"], 1, b".\0x"))
+
+
 @recipe(p.DIRECTORY_GAP, p.UNREACHABLE)
 def entry_erased(image: Image, inodes: Inodes) -> None:
     """The entries behind it in the same block are lost as well: readers stop at the gap."""
