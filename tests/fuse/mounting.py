@@ -158,6 +158,7 @@ class Place:
         for pid in self.pids:
             if alive(pid):
                 os.kill(pid, signal.SIGKILL)
+                wait_until(lambda pid=pid: not alive(pid))  # type: ignore[misc]
         if self.image.exists() and not self.expects_problems:
             self.check()
         if self.log.exists() and not self.expects_errors:

@@ -1,0 +1,225 @@
+"""Real programs and real trees on a mount: tar, git, SQLite; and a kill in the middle of an unpack."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import stat
+import subprocess
+import sysconfig
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mounting import ROOT, Place, cowfs, run
+
+pytestmark = pytest.mark.fuse
+
+TREE_FILES_MIN = 5_000
+TREE_BYTES_MAX = 300 << 20
+SOURCES = (sysconfig.get_path("stdlib"), "/usr/include", "/usr/share", "/usr/lib")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tree of over 5,000 real files, and a tar file of it, with all modes and nanosecond times."""
+    directory = tmp_path_factory.mktemp("source")
+    names = directory / "names"
+    count = size = 0
+    with open(names, "wb") as file:
+        for path, status in walk_sources():
+            if count > TREE_FILES_MIN + 500:
+                break
+            if not os.access(path, os.R_OK) or size + status.st_size > TREE_BYTES_MAX:
+                continue
+            file.write(os.fsencode(path.lstrip("/")) + b"\0")
+            count += stat.S_ISREG(status.st_mode)
+            size += status.st_size
+    assert count > TREE_FILES_MIN
+    root, archive = directory / "tree", directory / "tree.tar"
+    root.mkdir()
+    run("sh", "-c", f"tar -C / --null --no-recursion -T '{names}' -cf - | tar -C '{root}' -xpf -")
+    some = next(path for path in sorted(root.rglob("*.py")) if path.is_file())
+    os.link(some, root / "a-hard-link")
+    run("tar", "-C", root, "--format=pax", "-cf", archive, ".")
+    return root, archive
+
+
+def walk_sources() -> Iterator[tuple[str, os.stat_result]]:
+    """Everything below the sources, directories before what is in them."""
+    for source in SOURCES:
+        for directory, directories, files in os.walk(source):
+            yield directory, os.lstat(directory)
+            for name in sorted(files) + [name for name in directories if os.path.islink(os.path.join(directory, name))]:
+                path = os.path.join(directory, name)
+                status = os.lstat(path)
+                if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+                    yield path, status
+
+
+def describe(root: Path) -> dict[str, Any]:
+    """Everything that a tree consists of: contents, and all attributes that unpacking sets."""
+    found: dict[str, Any] = {}
+    links: dict[int, str] = {}
+    for directory, directories, files in os.walk(root):
+        directories.sort()
+        for name in directories + sorted(files):
+            path = os.path.join(directory, name)
+            status = os.lstat(path)
+            relative = os.path.relpath(path, root)
+            contents: object = None
+            if stat.S_ISREG(status.st_mode):
+                with open(path, "rb") as file:
+                    contents = hashlib.file_digest(file, "sha256").hexdigest(), status.st_size
+            elif stat.S_ISLNK(status.st_mode):
+                contents = os.readlink(path)
+            first = links.setdefault(status.st_ino, relative) if status.st_nlink > 1 else relative
+            mtime = status.st_mtime_ns
+            found[relative] = (status.st_mode, status.st_uid, status.st_gid, mtime, contents, status.st_nlink, first)
+    return found
+
+
+def test_a_large_tree_is_the_same_after_the_next_mount(place: Place, tree: tuple[Path, Path]) -> None:
+    root, archive = tree
+    place.make(1024)
+    place.mount()
+    run("tar", "-C", place.mountpoint, "--numeric-owner", "-xpf", archive)
+    wanted = describe(root)
+    assert sum(stat.S_ISREG(entry[0]) for entry in wanted.values()) > TREE_FILES_MIN
+    place.remount()
+    found = describe(place.mountpoint)
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if found[name] != wanted[name]] == []
+
+
+def test_git_clone_fsck_and_commit(place: Place, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_SYSTEM": os.devnull,
+        "GIT_AUTHOR_NAME": "A",
+        "GIT_AUTHOR_EMAIL": "a@example.org",
+        "GIT_COMMITTER_NAME": "A",
+        "GIT_COMMITTER_EMAIL": "a@example.org",
+    }
+
+    def git(*words: object) -> str:
+        return run("git", *words, env=environment).stdout
+
+    source = tmp_path / "source"
+    git("init", "-q", source)
+    for turn in range(30):
+        for path in sorted(ROOT.glob("cowfs/**/*.py")):
+            copy = source / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes() + b"# %d\n" % turn)
+        git("-C", source, "add", ".")
+        git("-C", source, "commit", "-qm", f"turn {turn}")
+    place.make(128)
+    place.mount()
+    clone = place.mountpoint / "clone"
+    git("clone", "-q", "--no-hardlinks", source, clone)
+    git("-C", clone, "fsck", "--strict")
+    (clone / "new").write_text("x")
+    git("-C", clone, "add", "new")
+    git("-C", clone, "commit", "-qm", "on the mount")
+    git("-C", clone, "gc", "-q", "--aggressive", "--prune=now")
+    place.remount()
+    git("-C", clone, "fsck", "--strict")
+    assert git("-C", clone, "status", "--porcelain") == ""
+    assert len(git("-C", clone, "log", "--oneline").splitlines()) == 31
+
+
+@pytest.mark.parametrize(("mode", "count"), [("delete", 1000), ("wal", 300)])
+def test_sqlite_transactions(place: Place, mode: str, count: int) -> None:
+    place.make(64)
+    place.mount()
+    path = place.mountpoint / "data.sqlite"
+    with sqlite3.connect(path, isolation_level=None) as database:
+        assert database.execute(f"PRAGMA journal_mode={mode}").fetchone() == (mode,)
+        database.execute("PRAGMA synchronous=FULL")
+        database.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, text TEXT)")
+        for number in range(count):
+            database.execute("INSERT INTO t VALUES (?, ?)", (number, f"row {number}" * 20))
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
+    place.remount()
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert database.execute("SELECT count(*), max(id) FROM t").fetchone() == (count, count - 1)
+    database.close()
+
+
+def test_a_committed_transaction_survives_a_kill(place: Place) -> None:
+    place.make(64)
+    place.mount("-o", "commit=3600")
+    path = place.mountpoint / "data.sqlite"
+    database = sqlite3.connect(path, isolation_level=None)
+    # With FULL, the removal of the journal, which is the commit, is not synced: the last transaction may be undone.
+    database.execute("PRAGMA synchronous=EXTRA")
+    database.execute("CREATE TABLE t (id INTEGER PRIMARY KEY)")
+    for number in range(50):
+        database.execute("INSERT INTO t VALUES (?)", (number,))
+    place.kill()
+    with pytest.raises(sqlite3.Error):
+        database.execute("INSERT INTO t VALUES (50)")
+    database.close()
+    cowfs("umount", place.mountpoint)
+    place.mount()
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert database.execute("SELECT count(*) FROM t").fetchone() == (50,)
+    database.close()
+
+
+def test_a_kill_in_the_middle_of_an_unpack(place: Place, tree: tuple[Path, Path]) -> None:
+    archive = tree[1]
+    place.make(1024)
+    place.mount("-o", "commit=0.5")
+    root = place.mountpoint
+    synced: list[tuple[Path, bytes]] = []
+    stop = threading.Event()
+
+    def sync_files() -> None:
+        (root / "synced").mkdir()
+        while not stop.is_set():
+            contents = os.urandom(3000 + 1000 * len(synced))
+            path = root / "synced" / str(len(synced))
+            with open(path, "wb") as file:
+                file.write(contents)
+                file.flush()
+                os.fsync(file.fileno())
+            synced.append((path, contents))
+            time.sleep(0.02)
+
+    syncing = threading.Thread(target=ignoring_the_end, args=(sync_files,))
+    with subprocess.Popen(["tar", "-C", root, "-xf", archive], stderr=subprocess.DEVNULL) as unpacking:
+        syncing.start()
+        deadline = time.monotonic() + 60
+        while len(synced) < 20 and unpacking.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert unpacking.poll() is None, "the kill must hit the unpacking"
+        place.kill()
+        stop.set()
+        syncing.join()
+        assert unpacking.wait(60) != 0
+    cowfs("umount", root)
+    place.check()
+    place.mount()
+    assert len(synced) >= 20
+    for path, contents in synced:
+        assert path.read_bytes() == contents
+    place.umount()
+    place.check()
+
+
+def ignoring_the_end(act: Any) -> None:
+    """Does something that ends with an error when the daemon goes."""
+    try:
+        act()
+    except OSError:
+        return
