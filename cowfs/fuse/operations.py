@@ -274,7 +274,7 @@ class Operations(pyfuse3.Operations):
             tree.truncate(ino, 0, kill_privileges=kills)
             self.commits.start_reclaim()
             if privileged:
-                pyfuse3.invalidate_inode(inode, attr_only=True)
+                _invalidate_attributes(inode)
         direct = writes and (privileged or self._space_is_short())
         writer = ctx.pid if self.enable_writeback_cache and writes and not direct else 0
         handle = FileHandle(tree, inode, kills_privileges=kills, privileged=privileged, cached_writer=writer)
@@ -295,13 +295,13 @@ class Operations(pyfuse3.Operations):
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Changes bytes of a file, or carries out a command."""
-        handle = self._handles[fh]
+        handle = self._handles.get(fh)
         if isinstance(handle, ControlHandle):
             return await self._command(handle, buf)
         try:
             return await self._write(handle, off, buf)
         except FUSEError as error:
-            if error.errno == errno.ENOSPC and handle.cached_writer:
+            if error.errno == errno.ENOSPC and isinstance(handle, FileHandle) and handle.cached_writer:
                 self._lose(handle.node)
             raise
 
@@ -316,7 +316,7 @@ class Operations(pyfuse3.Operations):
         count = handle.tree.write(handle.ino, off, buf, kill_privileges=handle.kills_privileges)
         if handle.privileged:
             handle.privileged = False
-            pyfuse3.invalidate_inode(handle.node, attr_only=True)
+            _invalidate_attributes(handle.node)
         if self._lost:
             self._lost.discard(handle.node)
         return count
@@ -437,7 +437,7 @@ class Operations(pyfuse3.Operations):
     def _lose(self, node: int) -> None:
         """There was no space for what a write(2) had left to the kernel. The next one asks before it does so again."""
         self._lost.add(node, self._cached_writers(node))
-        pyfuse3.invalidate_inode(node, attr_only=True)
+        _invalidate_attributes(node)
 
     def _cached_writers(self, node: int) -> list[int]:
         """The threads that opened a file for writing through the kernel's cache and have not closed it."""
@@ -459,6 +459,12 @@ class Operations(pyfuse3.Operations):
 def _caller(context: RequestContext) -> Caller:
     """Who asks. The kernel has applied the umask already."""
     return Caller(context.uid, context.gid)
+
+
+def _invalidate_attributes(node: int) -> None:
+    """Has the kernel ask for a node's attributes again; it may have forgotten the node meanwhile."""
+    with contextlib.suppress(OSError):
+        pyfuse3.invalidate_inode(node, attr_only=True)
 
 
 def _has_privileges(mode: int) -> bool:
