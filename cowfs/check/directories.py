@@ -147,6 +147,8 @@ class DirectoryReader:
         name = data[offset + NAME_OFFSET : offset + ENTRY_SIZE]
         if self._foreign:
             name = name[:length].split(b"\0")[0]
+            if length > f.SHORT_NAME_MAX:
+                self._add(p.ENTRY_NAME, f"length {length} of the short name {shown(name)}", owner)
         else:
             name = name.rstrip(b"\0")
             if len(name) != length:

@@ -17,8 +17,6 @@ from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import Geometry, pointers_from
 from cowfs.storage.device import Device
 
-FOREIGN_HOLE = 0xFFFFFFFE  # newer QNX versions
-
 
 @dataclass(slots=True)
 class State:
@@ -62,7 +60,7 @@ class BlockReader:
         self.block_size = state.geometry.block_size
         self.num_blocks = state.geometry.num_blocks
         self.zeros = bytes(self.block_size)
-        self.nowhere = frozenset((f.NO_BLOCK, FOREIGN_HOLE, *state.zero_blocks))
+        self.nowhere = frozenset((f.NO_BLOCK, *state.zero_blocks))
         self.unreadable: set[int] = set()
         self._kept: tuple[int, array.array[int]] = (-1, array.array("I"))
 

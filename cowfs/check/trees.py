@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cowfs.check import problem as p
-from cowfs.check.reader import FOREIGN_HOLE, BlockReader
+from cowfs.check.reader import BlockReader
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
 from cowfs.ondisk.codecs import InodeCodec
@@ -312,7 +312,7 @@ class TreeWalk:
             block = words[i]
             if block == hole and block != f.NO_BLOCK:
                 continue
-            if block == f.NO_BLOCK or (self.foreign and block == FOREIGN_HOLE):
+            if block == f.NO_BLOCK:
                 if not self.foreign:
                     leaf = first + i * span
                     self._report(

@@ -32,7 +32,7 @@ class ForeignVolume:
                 mode=stat.S_IFREG | 0o644,
                 links=2,
                 status=3,
-                ptr=pointers(f.NO_BLOCK, 0xFFFFFFFE, FILE),
+                ptr=pointers(f.NO_BLOCK, f.NO_BLOCK, FILE),
             ),
         }
         self.entries: list[Record] = [

@@ -13,7 +13,7 @@ from damage import Image
 from damage_sample import sample
 
 from cowfs.check import check_device
-from cowfs.errors import CowfsError
+from cowfs.errors import Corrupt, CowfsError
 from cowfs.fs import Filesystem
 from cowfs.ondisk import format as f
 from cowfs.storage.device import MemoryDevice
@@ -62,7 +62,8 @@ def walk(fs: Filesystem, ino: int, visited: set[int]) -> None:
     """Reads everything below a directory."""
     for _, name, number, _ in fs.listing(ino).entries(0):
         attributes = fs.lookup(ino, name)
-        assert attributes.ino == number
+        if attributes.ino != number:
+            raise Corrupt(f"{name!r} is in inode {ino} twice")
         fs.listxattr(number)
         if number in visited:
             continue

@@ -50,6 +50,16 @@ def test_a_block_of_a_foreign_volume_has_one_parent() -> None:
     assert [problem.kind.name for problem in check_device(volume.build()).problems] == ["block-shared"]
 
 
+def test_names_in_a_foreign_volume() -> None:
+    """A deleted entry and an encrypted name are ordinary; a length that no entry has is not."""
+    volume = ForeignVolume(1024)
+    volume.inodes[2].links = 3
+    volume.entries.append(f.ShortEntry(2, 0xFE, b"\x01\x02\x03"))
+    assert not check_device(volume.build()).totals
+    volume.entries[-1] = f.ShortEntry(2, 0x40, b"name")
+    assert [problem.kind.name for problem in check_device(volume.build()).problems] == ["entry-name"]
+
+
 def test_one_torn_slot_of_a_foreign_volume() -> None:
     volume = ForeignVolume(8192)
     device = volume.build()
