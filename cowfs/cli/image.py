@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +13,9 @@ from cowfs import control
 from cowfs.cli.output import printable, require_mount, show_json, show_table, size_text, time_text
 from cowfs.errors import Busy, CowfsError
 from cowfs.fuse import mounts
-from cowfs.storage.device import FileDevice
+
+if TYPE_CHECKING:
+    from cowfs.storage.device import FileDevice
 
 EXIT_OPERATIONAL = 8
 """fsck(8)'s code for a check that could not be made."""
@@ -21,6 +24,8 @@ EXIT_OPERATIONAL = 8
 @contextlib.contextmanager
 def unmounted(image: str) -> Iterator[FileDevice]:
     """The device of an image that nobody is writing to. Raises Busy, DeviceError."""
+    from cowfs.storage.device import FileDevice
+
     found = [mount for mount in mounts.of_image(image) if not mounts.is_dead(mount)]
     if found:
         raise Busy(f"{image} is mounted on {found[0].mountpoint}")
@@ -50,15 +55,11 @@ def _describe(target: str) -> control.Reply:
     for mount in mounts.of_image(target):
         if not mounts.is_dead(mount):
             return control.send(mount.mountpoint, control.INFO)
-    from cowfs.fs.filesystem import Filesystem
+    from cowfs.fs import Filesystem
     from cowfs.storage.volume import Volume
 
-    device = FileDevice.open(target, read_only=True)
-    try:
-        device.lock(exclusive=False)
+    with unmounted(target) as device:
         return control.run(control.INFO, control.Offline(Filesystem(Volume.open(device, read_only=True))))
-    finally:
-        device.close()
 
 
 def _info_rows(reply: control.Reply) -> list[tuple[str, str]]:

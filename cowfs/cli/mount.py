@@ -10,7 +10,7 @@ import click
 
 from cowfs import control
 from cowfs.cli.output import require_mount
-from cowfs.fuse import daemon, options
+from cowfs.fuse import daemon
 
 
 @click.command()
@@ -46,6 +46,8 @@ def mount(
 
     Returns once the mount answers. The daemon behind it logs to syslog. A foreign qnx6 volume is mounted read-only.
     """
+    from cowfs.fuse import options
+
     parsed = options.parse(words, log=log, superblock=superblock)
     image, mountpoint = os.path.realpath(image), os.path.abspath(mountpoint)
     if foreground or detach:

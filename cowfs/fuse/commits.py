@@ -112,11 +112,11 @@ class CommitScheduler:
     @property
     def crowded(self) -> bool:
         """Whether `make_room` has something to do."""
-        return self._volume.wants_commit
+        return not self._always_read_only and self._volume.wants_commit
 
     async def make_room(self) -> None:
         """Waits until the volume has less in memory than it must not exceed."""
-        if self._volume.wants_commit:
+        if self.crowded:
             self._wanted.set()
             while self._volume.must_wait and not self._volume.read_only:
                 await self.commit()

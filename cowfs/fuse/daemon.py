@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 from cowfs.errors import Busy, CowfsError, DeviceError, InvalidArgument
 from cowfs.fuse import mounts
-from cowfs.fuse.options import MountOptions
 
 if TYPE_CHECKING:
+    from cowfs.fuse.options import MountOptions
     from cowfs.storage.device import FileDevice
 
 LOCK_SECONDS = 10.0
@@ -153,7 +153,13 @@ def _start_log(path: str | None, *, to_stderr: bool) -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    logging.getLogger("pyfuse3").addFilter(_is_worth_logging)
     logging.raiseExceptions = False  # a log that cannot be written is no reason to write elsewhere
+
+
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Drops pyfuse3's errors about answers to requests that the kernel waits for no more: interrupted, or unmounted."""
+    return not ("fuse_reply_* failed" in str(record.msg) and os.strerror(errno.ENOENT) in str(record.args))
 
 
 def unmount(path: str) -> None:

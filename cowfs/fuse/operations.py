@@ -295,7 +295,7 @@ class Operations(pyfuse3.Operations):
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Changes bytes of a file, or carries out a command."""
-        handle = self._handles.get(fh)
+        handle: Any = self._handles.get(fh)
         if isinstance(handle, ControlHandle):
             return await self._command(handle, buf)
         try:

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from mounting import COWFS, ROOT, Place, alive, cowfs, run, wait_until
 
+from cowfs.ondisk import format as f
+from cowfs.ondisk.checksums import qnx_crc
+
 pytestmark = pytest.mark.fuse
 
 
@@ -257,6 +260,42 @@ def test_two_bad_slots_are_refused(place: Place) -> None:
             file.write(b"damage")
     one_line(cowfs("mount", place.image, place.mountpoint, ok=False), str(place.image))
     one_line(cowfs("info", place.image, ok=False), str(place.image))
+
+
+@pytest.mark.parametrize("own_name", [False, True])
+def test_a_foreign_volume_is_mounted_read_only_and_that_is_said(place: Place, own_name: bool) -> None:
+    place.make(4)
+    place.mount()
+    (place.mountpoint / "file").write_text("kept")
+    (place.mountpoint / "cowfs-").mkdir()
+    place.umount()
+    data = place.image.read_bytes().replace(b"cowfs-", b".cowfs") if own_name else place.image.read_bytes()
+    place.image.write_bytes(without_extension(data))
+    place.expects_problems = True  # nobody else has hidden inodes, such as our list of orphans
+    result = cowfs("mount", place.image, place.mountpoint, "--log", place.log)
+    (line,) = result.stderr.splitlines()
+    assert "foreign" in line
+    assert "read-only" in line
+    assert (place.mountpoint / "file").read_text() == "kept"
+    with pytest.raises(OSError, match="Read-only"):
+        (place.mountpoint / "new").mkdir()
+    assert (".cowfs" in os.listdir(place.mountpoint)) is own_name
+    assert (place.mountpoint / ".cowfs" / "control").exists() is not own_name
+    cowfs("umount", place.mountpoint)
+    assert not place.is_mounted
+
+
+def without_extension(data: bytes) -> bytes:
+    """A volume as another implementation would have made it."""
+    changed = bytearray(data)
+    for slot in (f.SLOT1_OFFSET, len(data) - f.SLOT_AREA_SIZE):
+        changed[slot + f.ANCHOR_OFFSET : slot + f.RECORD_SIZE] = bytes(f.RECORD_SIZE - f.ANCHOR_OFFSET)
+        record = f.Superblock.unpack(changed, slot)
+        record.flags &= ~f.SB_FLAG_INCOMPATIBLE
+        changed[slot : slot + f.RECORD_SIZE] = record.pack()
+        record.checksum = qnx_crc(changed[slot + f.CRC_START : slot + f.RECORD_SIZE])
+        changed[slot : slot + f.RECORD_SIZE] = record.pack()
+    return bytes(changed)
 
 
 def test_an_older_state_can_be_looked_at(place: Place) -> None:
