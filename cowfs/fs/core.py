@@ -90,6 +90,16 @@ class Core:
         """How many users an inode has."""
         return self._users.get(ino, 0)
 
+    @property
+    def in_use(self) -> bool:
+        """Whether anybody uses an inode of the tree."""
+        return bool(self._users)
+
+    def detach(self) -> None:
+        """The tree is no more, or no more this one: the object takes no part in commits any longer."""
+        if self._write_back in self.volume.before_seal:
+            self.volume.before_seal.remove(self._write_back)
+
     def free_orphans(self) -> None:
         """Frees the orphans without users; what there is no space for waits for the next call, or mount."""
         orphans = self._orphans

@@ -282,13 +282,16 @@ class Filesystem(NameOperations):
         if self.volume.dirty:
             self.volume.commit()
 
+    def finish(self) -> None:
+        """Frees what waits to be freed and writes the access times that wait in memory: before the tree is left."""
+        if not self.volume.read_only and self.tree.writable:
+            self.free_orphans()
+            self._write_late_atimes()
+
     def close(self) -> None:
-        """Writes the access times that wait in memory and settles the volume; the device stays open."""
-        if not self.volume.read_only:
-            if self.tree.writable:
-                self.free_orphans()
-                self._write_late_atimes()
-            self.volume.settle()
+        """`finish`, and the volume is settled; the device stays open."""
+        self.finish()
+        self.volume.settle()
 
     # --- for the parts of this package ---
 

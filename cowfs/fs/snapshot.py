@@ -1,0 +1,244 @@
+"""Snapshots and clones by name, and the filesystem objects of all trees that are in use.
+
+Duty: what people do with trees: take, list, rename, protect, delete, roll back, branch. The trees themselves, and why each
+of these is a constant amount of work, are `storage.forest`'s business. A change here becomes durable with the next commit,
+which the caller makes: creating and rolling back promise it.
+
+A rollback makes a new `Filesystem` of the live tree: the old object, and whatever was learned from it (inode numbers held
+by the kernel, open handles), belongs to a tree that is no more, and must not be used.
+
+Locking: the core thread only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cowfs.errors import Exists, InvalidArgument, NameTooLong, NotFound, NotPermitted
+from cowfs.fs.attributes import NANOSECONDS, AtimeMode
+from cowfs.fs.filesystem import Filesystem
+from cowfs.ondisk import format as f
+from cowfs.storage.forest import TREE_COST
+from cowfs.storage.snapshots import SnapshotTable, description_of, name_of, printable
+from cowfs.storage.volume import Tier, Volume
+
+OPEN_TREES_MAX: Final = 64  # trees without users that are kept ready
+BEFORE_ROLLBACK: Final = b"before-rollback-"
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A snapshot (read-only) or a clone (writable). `created` is in nanoseconds since 1970, `origin` 0 the live tree."""
+
+    place: int
+    id: int
+    name: bytes
+    description: bytes
+    created: int
+    serial: int
+    origin: int
+    writable: bool
+    protected: bool
+
+
+class Snapshots:
+    """All trees of one volume. `live` is the filesystem of the live tree, a new object after each rollback."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        *,
+        clock: Callable[[], int] = time.time_ns,
+        atime: AtimeMode = AtimeMode.RELATIME,
+    ) -> None:
+        self.volume = volume
+        self.live = Filesystem(volume, clock=clock, atime=atime)
+        self._clock = clock
+        self._atime = atime
+        self._filesystems: dict[int, Filesystem] = {}  # of snapshots and clones, the one used longest ago first
+
+    # --- finding ---
+
+    def find(self, name: bytes) -> SnapshotInfo:
+        """The snapshot or clone of that name. Raises NotFound, Corrupt."""
+        place = self._table.find(name)
+        return _info(place, self._table.get(place))
+
+    def __iter__(self) -> Iterator[SnapshotInfo]:
+        """All that have a name, in no order that means anything."""
+        for place, record in self._table:
+            if not record.flags & f.SNAPSHOT_INTERNAL:
+                yield _info(place, record)
+
+    def __len__(self) -> int:
+        return self._table.count
+
+    def filesystem(self, info: SnapshotInfo) -> Filesystem:
+        """The files of a snapshot or clone. Raises NotFound, Corrupt, DeviceError."""
+        found = self._filesystems.pop(info.id, None)
+        if found is None:
+            self._close_unused()
+            tree = self.volume.forest.open(info.place)
+            found = Filesystem(self.volume, clock=self._clock, atime=self._atime, tree=tree)
+        self._filesystems[info.id] = found
+        return found
+
+    def opened(self, tree_id: int) -> Filesystem:
+        """The filesystem, in use, of the tree with this id. Raises NotFound."""
+        if tree_id not in self._filesystems:
+            raise NotFound
+        return self._filesystems[tree_id]
+
+    def all_open(self) -> list[Filesystem]:
+        """The live filesystem and those of all trees in use."""
+        return [self.live, *self._filesystems.values()]
+
+    # --- changing ---
+
+    def create(
+        self, name: bytes, *, description: bytes = b"", writable: bool = False, source: bytes | None = None
+    ) -> SnapshotInfo:
+        """Takes a snapshot, or a clone, of the live tree or of the snapshot or clone `source`.
+
+        Raises Exists, InvalidArgument, NameTooLong, NotFound, NoSpace, SpaceShort, before anything changes.
+        """
+        self._check(name, description)
+        origin = None if source is None else self.find(source)
+        with self.volume.operation():
+            self.volume.admit(TREE_COST)
+            self._write_back()
+            place, record = self.volume.forest.take(
+                name,
+                description,
+                flags=f.SNAPSHOT_WRITABLE if writable else 0,
+                source=self.volume.live if origin is None else origin.place,
+                created=max(self._clock(), 0),
+            )
+        return _info(place, record)
+
+    def delete(self, names: Sequence[bytes]) -> list[SnapshotInfo]:
+        """Deletes all of these, or, where one cannot be, none: what only they held is dropped by reclaim.
+
+        Raises NotFound, NotPermitted for a protected one, NoSpace, SpaceShort.
+        """
+        infos = [self.find(name) for name in dict.fromkeys(names)]
+        for info in infos:
+            if info.protected:
+                raise NotPermitted(f"snapshot {printable(info.name)} is protected")
+        with self.volume.operation():
+            self.volume.admit(TREE_COST, Tier.SYSTEM)
+            self._write_back()
+            for info in infos:
+                self._forget(info.id)
+                self.volume.forest.drop(info.place)
+        return infos
+
+    def rename(self, name: bytes, new_name: bytes) -> SnapshotInfo:
+        """Gives a snapshot or clone another name. Raises NotFound, Exists, InvalidArgument, NameTooLong."""
+        info = self.find(name)
+        if name == new_name:
+            return info
+        with self.volume.operation():
+            self.volume.admit(TREE_COST)
+            self._table.rename(info.place, new_name)
+            self._changed()
+        return self.find(new_name)
+
+    def protect(self, name: bytes, *, on: bool) -> SnapshotInfo:
+        """Forbids, or allows, to delete a snapshot or clone. Raises NotFound."""
+        info = self.find(name)
+        with self.volume.operation():
+            self.volume.admit(TREE_COST, Tier.SYSTEM)
+            record = self._table.get(info.place)
+            record.flags = record.flags & ~f.SNAPSHOT_PROTECTED | (f.SNAPSHOT_PROTECTED if on else 0)
+            self._table.replace(info.place, record)
+            self._changed()
+        return self.find(name)
+
+    def roll_back(self, name: bytes, *, discard: bool = False) -> SnapshotInfo | None:
+        """The live tree becomes what a snapshot or clone is. The present is saved first, unless `discard`: its record.
+
+        Raises NotFound, NoSpace, SpaceShort, Exists. Newer snapshots stay. `live` is another object afterwards.
+        """
+        target = self.find(name)
+        save_as = None if discard else self._name_for_the_present()
+        with self.volume.operation():
+            self.volume.admit(TREE_COST, Tier.SYSTEM)
+            self._write_back()
+            saved = self.volume.forest.roll_back(target.place, save_as=save_as, created=max(self._clock(), 0))
+        self.live.detach()
+        self.live = Filesystem(self.volume, clock=self._clock, atime=self._atime)
+        return None if saved is None or save_as is None else self.find(save_as)
+
+    def close(self) -> None:
+        """A clean end: writes back all trees and settles the volume; the device stays open."""
+        for filesystem in self._filesystems.values():
+            filesystem.finish()
+        self.live.close()
+
+    # --- inside ---
+
+    @property
+    def _table(self) -> SnapshotTable:
+        return self.volume.forest.table
+
+    def _changed(self) -> None:
+        assert self.volume.tx is not None
+        self.volume.tx.changes += 1
+
+    def _write_back(self) -> None:
+        """Puts what only memory knows into the trees, before one of them is shared."""
+        for hook in self.volume.before_seal:
+            hook()
+
+    def _check(self, name: bytes, description: bytes) -> None:
+        self.volume.check_writable()
+        if len(description) > f.SNAPSHOT_DESCRIPTION_MAX:
+            raise NameTooLong(f"a description has at most {f.SNAPSHOT_DESCRIPTION_MAX} bytes")
+        if b"\0" in description:
+            raise InvalidArgument("a description has no NUL byte")
+        self._table.check_new_name(name)
+
+    def _name_for_the_present(self) -> bytes:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock() // NANOSECONDS)).encode()
+        name = BEFORE_ROLLBACK + moment
+        number = 1
+        while True:
+            try:
+                self._table.check_new_name(name)
+            except Exists:
+                number += 1
+                name = BEFORE_ROLLBACK + moment + b"-%d" % number
+            else:
+                return name
+
+    def _forget(self, tree_id: int) -> None:
+        filesystem = self._filesystems.pop(tree_id, None)
+        if filesystem is not None:
+            filesystem.detach()
+
+    def _close_unused(self) -> None:
+        """Bounds how many trees without users are kept. A clone goes only while nothing of it waits for a commit."""
+        for tree_id, filesystem in list(self._filesystems.items()):
+            if len(self._filesystems) < OPEN_TREES_MAX:
+                return
+            if not filesystem.in_use and not (filesystem.tree.writable and self.volume.dirty):
+                self._forget(tree_id)
+                self.volume.forest.forget(tree_id)
+
+
+def _info(place: int, record: f.SnapshotRecord) -> SnapshotInfo:
+    return SnapshotInfo(
+        place,
+        record.id,
+        name_of(record),
+        description_of(record),
+        record.created,
+        record.serial,
+        record.origin,
+        bool(record.flags & f.SNAPSHOT_WRITABLE),
+        bool(record.flags & f.SNAPSHOT_PROTECTED),
+    )
