@@ -103,6 +103,12 @@ class Forest:
         self._changed()
         return saved
 
+    @property
+    def store_cost(self) -> int:
+        """Blocks that `store_clones` may take at most, however many of them are dirty already."""
+        pages = sum(tree.writable for _, tree in self._open.values())
+        return pages * (1 + self._volume.snapshots.levels)
+
     def store_clones(self) -> None:
         """Puts the roots of changed clones into their records: part of each seal."""
         for place, tree in self._open.values():

@@ -292,7 +292,7 @@ class Volume:
         """Blocks that can be given out now and are not spoken for by dirty pages that no reserve is for."""
         assert self.spacemap is not None
         trees = (self.reclaim_tree, self.snapshots, self.snapshot_index, self.settings)
-        return self.spacemap.available - sum(tree.unplaced_max for tree in trees)
+        return self.spacemap.available - sum(tree.unplaced_max for tree in trees) - self.forest.store_cost
 
     def admit(self, blocks: int, tier: Tier = Tier.WRITE) -> None:
         """Before an operation changes anything: makes sure of `blocks` free blocks (its data and its tree copies).

@@ -17,6 +17,7 @@ from walker import newest_state, problems
 from cowfs.check import check_image
 from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import geometry_for_size, pointers_from, pointers_to
+from cowfs.ondisk.records import Buffer
 from cowfs.storage.blocktree import Root, WritableRoot
 from cowfs.storage.device import MemoryDevice
 from cowfs.storage.forest import TREE_COST
@@ -165,7 +166,7 @@ class PlainFiles:
         with self.change(number, tree) as token:
             self.trees.drop_all(token)
         leaf = self._leaf_for_write(where, number)
-        at = (number - 1) % self.per_leaf * f.INODE_SIZE
+        at = self._place(number)
         leaf[at : at + f.INODE_SIZE] = f.FREE_INODE_BYTES
         where.tree.free_inodes += 1
         del where.files[number]
@@ -205,8 +206,7 @@ class PlainFiles:
     # --- looking ---
 
     def inode(self, number: int, tree: int = 0) -> f.DiskInode:
-        index, place = divmod(number - 1, self.per_leaf)
-        return f.DiskInode.unpack(self.trees.leaf(self.all[tree].tree.inodes, index), place * f.INODE_SIZE)
+        return f.DiskInode.unpack(self._leaf(self.all[tree], number), self._place(number))
 
     def root(self, number: int, tree: int = 0) -> Root:
         """The root of a file, for reading."""
@@ -309,17 +309,24 @@ class PlainFiles:
 
     # --- inodes ---
 
+    def _place(self, number: int) -> int:
+        """Byte offset of an inode in its leaf."""
+        return (number - 1) % self.per_leaf * f.INODE_SIZE
+
+    def _leaf(self, where: FileTree, number: int) -> Buffer:
+        return self.trees.leaf(where.tree.inodes, (number - 1) // self.per_leaf)
+
     def _leaf_for_write(self, where: FileTree, number: int) -> bytearray:
         return self.trees.writable_leaf(where.tree.writable_inodes(), (number - 1) // self.per_leaf)
 
     def _store_inode(self, where: FileTree, number: int, inode: f.DiskInode) -> None:
         leaf = self._leaf_for_write(where, number)
-        at = (number - 1) % self.per_leaf * f.INODE_SIZE
+        at = self._place(number)
         leaf[at : at + f.INODE_SIZE] = inode.pack()
 
     def _free_number(self, where: FileTree) -> int:
         for number in range(f.FIRST_FREE_INODE, where.tree.num_inodes + 1):
-            if number not in where.files:
+            if not f.DiskInode.unpack(self._leaf(where, number), self._place(number)).status:
                 return number
         self._grow(where.tree, 1)
         return where.tree.num_inodes - self.per_leaf + 1
