@@ -354,8 +354,8 @@ def _reclaim(view: View, _: list[str]) -> Iterator[str]:
 
 def _snapshots(view: View, _: list[str]) -> Iterator[str]:
     if view.state.extension is not None:
-        for record in snapshot_records(view.reader, view.state.extension.snapshots):
-            yield f"snapshot {record.id} {_shown(record.name[: record.name_length])}"
+        for place, record in snapshot_records(view.reader, view.state.extension.snapshots):
+            yield f"snapshot {record.id} {_shown(record.name[: record.name_length])} at place {place}"
             yield from fields(record)
 
 

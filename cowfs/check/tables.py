@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cowfs.check import problem as p
+from cowfs.check.directories import DOTS
 from cowfs.check.reader import BlockReader, ContentsReader, contents_of
 from cowfs.check.trees import FileTree
 from cowfs.ondisk import format as f
+from cowfs.ondisk.checksums import crc32c
 
 _KNOWN_FLAGS = f.SNAPSHOT_WRITABLE | f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PROTECTED
 
 
-def snapshot_records(reader: BlockReader, root: f.RootNode) -> Iterator[f.SnapshotRecord]:
-    """The records of the snapshot table that are not empty, in order. Only leaves that are there are looked at."""
+def snapshot_records(reader: BlockReader, root: f.RootNode) -> Iterator[tuple[int, f.SnapshotRecord]]:
+    """(place, record) of the records of the snapshot table that are not empty. Only leaves that are there are looked at."""
     table = ContentsReader(reader, contents_of(root))
     size, block_size = f.SnapshotRecord.SIZE, reader.block_size
     following = 0
@@ -23,7 +25,7 @@ def snapshot_records(reader: BlockReader, root: f.RootNode) -> Iterator[f.Snapsh
         for number in range(first, min(following, root.size // size)):
             record = f.SnapshotRecord.unpack(table.read(number * size, size))
             if record.id:
-                yield record
+                yield number, record
 
 
 def check_snapshots(reader: BlockReader, report: p.Report, extension: f.Extension) -> list[FileTree]:
@@ -31,7 +33,8 @@ def check_snapshots(reader: BlockReader, report: p.Report, extension: f.Extensio
     trees: list[FileTree] = []
     ids: set[int] = set()
     names: set[bytes] = set()
-    for record in snapshot_records(reader, extension.snapshots):
+    indexed: dict[int, int] = {}  # by place plus 1, the hash of the name
+    for place, record in snapshot_records(reader, extension.snapshots):
         failure = _record_failure(record, extension)
         if failure:
             report.add(p.SNAPSHOT_RECORD, failure, tree=record.id)
@@ -39,11 +42,55 @@ def check_snapshots(reader: BlockReader, report: p.Report, extension: f.Extensio
         if record.id in ids or name in names:
             report.add(p.SNAPSHOT_DUPLICATE, f"id {record.id}, name {name!r}", tree=record.id)
         ids.add(record.id)
-        names.add(name)
+        if not record.flags & f.SNAPSHOT_INTERNAL:
+            names.add(name)
+            indexed[place + 1] = crc32c(name)
         trees.append(FileTree(record.id, record.inode, record.longfile, record.num_inodes, record.free_inodes))
     if len(trees) != extension.snapshot_count:
         report.add(p.SNAPSHOT_COUNT, f"{len(trees)} counted, {extension.snapshot_count} found")
+    _check_index(reader, report, extension.snapshot_index, indexed)
     return trees
+
+
+def _check_index(reader: BlockReader, report: p.Report, root: f.RootNode, indexed: dict[int, int]) -> None:
+    """Compares the index by name with the places and hashes that the table makes."""
+    size = f.SnapshotIndexEntry.SIZE
+    slots = root.size // size
+    if root.size % size or slots & (slots - 1) or 2 * len(indexed) > slots:
+        report.add(p.SNAPSHOT_INDEX, f"{root.size} bytes for {len(indexed)} names")
+        return
+    per_leaf = reader.block_size // size
+    missing = dict(indexed)
+    entries: dict[int, f.SnapshotIndexEntry] = {}
+    for index, block in reader.leaves(contents_of(root), set()):
+        data = reader.block(block)
+        for at in range(min(per_leaf, slots - index * per_leaf)):
+            entry = f.SnapshotIndexEntry.unpack(data, at * size)
+            if not entry.place:
+                continue
+            slot = index * per_leaf + at
+            entries[slot] = entry
+            if missing.pop(entry.place, None) != entry.hash:
+                report.add(p.SNAPSHOT_INDEX, f"slot {slot}: {entry.to_text()}")
+    for place in missing:
+        report.add(p.SNAPSHOT_INDEX, f"the record at place {place - 1} is not in it")
+    _check_chains(report, entries, slots)
+
+
+def _check_chains(report: p.Report, entries: dict[int, f.SnapshotIndexEntry], slots: int) -> None:
+    """Between the home of a hash and its slot there is no empty one: both lie in one run of slots in use."""
+    start = 0
+    if 0 in entries:
+        while start - 1 + slots in entries and start > -slots:
+            start -= 1
+    before = start - 1 if 0 in entries else -2
+    for slot in sorted(entries):
+        if slot != before + 1 and slot:
+            start = slot
+        before = slot
+        distance = (slot - entries[slot].hash) & (slots - 1)
+        if distance > slot - start:
+            report.add(p.SNAPSHOT_INDEX, f"slot {slot} is not found from slot {(slot - distance) & (slots - 1)}")
 
 
 def _record_failure(record: f.SnapshotRecord, extension: f.Extension) -> str:
@@ -51,10 +98,12 @@ def _record_failure(record: f.SnapshotRecord, extension: f.Extension) -> str:
         return f"id {record.id}, but the next one is {extension.snapshot_id}"
     if record.flags & ~_KNOWN_FLAGS:
         return f"unknown flags {record.flags:#x}"
-    if not 0 < record.name_length <= f.SNAPSHOT_NAME_MAX or record.description_length > f.SNAPSHOT_DESCRIPTION_MAX:
+    least = 0 if record.flags & f.SNAPSHOT_INTERNAL else 1
+    if not least <= record.name_length <= f.SNAPSHOT_NAME_MAX or record.description_length > f.SNAPSHOT_DESCRIPTION_MAX:
         return f"a name of {record.name_length} bytes, a description of {record.description_length}"
-    if any(record.name[record.name_length :]) or not all(record.name[: record.name_length]):
-        return "the name is not padded with zeros"
+    name = record.name[: record.name_length]
+    if any(record.name[record.name_length :]) or name in DOTS or any(byte in name for byte in b"\0/\n"):
+        return f"name {record.name!r}"
     if record.origin >= extension.snapshot_id:
         return f"made from snapshot {record.origin}, which never was"
     return ""

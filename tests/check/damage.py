@@ -212,6 +212,12 @@ class Image:
     def add_snapshots(self, records: list[f.SnapshotRecord]) -> None:
         """Makes a snapshot table, and counts the records as parents of the blocks that their roots name."""
         self.use_system_tree("snapshots", b"".join(record.pack() for record in records))
+        entries = [
+            f.SnapshotIndexEntry(crc32c(record.name), place + 1)
+            for place, record in enumerate(records)
+            if not record.flags & f.SNAPSHOT_INTERNAL
+        ]
+        self.set_index(entries)
         self.extension.snapshot_count = len(records)
         self.extension.snapshot_id = 1 + max(record.id for record in records)
         parents: dict[int, int] = {}
@@ -221,6 +227,16 @@ class Image:
                     parents[pointer] = parents.get(pointer, 0) + 1
         for pointer, count in parents.items():
             self.set_reference(pointer, count)
+
+    def set_index(self, entries: list[f.SnapshotIndexEntry], slots: int = 64) -> None:
+        """Makes the index of the snapshot table hold these, each in the first free slot from its home on."""
+        table = [f.SnapshotIndexEntry()] * slots
+        for entry in entries:
+            slot = entry.hash % slots
+            while table[slot].place:
+                slot = (slot + 1) % slots
+            table[slot] = entry
+        self.use_system_tree("snapshot_index", b"".join(entry.pack() for entry in table))
 
     def snapshot(self, number: int, name: bytes) -> f.SnapshotRecord:
         """The live tree as a snapshot."""

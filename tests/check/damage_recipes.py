@@ -697,3 +697,48 @@ def snapshot_id_given_twice(image: Image, inodes: Inodes) -> None:
 @recipe(p.SNAPSHOT_DUPLICATE)
 def snapshots_of_one_name(image: Image, inodes: Inodes) -> None:
     image.add_snapshots([image.snapshot(1, b"same"), image.snapshot(2, b"same")])
+
+
+@recipe(p.SNAPSHOT_RECORD)
+def snapshot_with_a_slash(image: Image, inodes: Inodes) -> None:
+    image.add_snapshots([image.snapshot(1, b"a/b")])
+
+
+def index_entry(image: Image, slot: int) -> tuple[int, int]:
+    """Block and byte of an entry of the index."""
+    at = slot * f.SnapshotIndexEntry.SIZE
+    return image.leaf(image.extension.snapshot_index, at // image.block_size), at % image.block_size
+
+
+@recipe(p.SNAPSHOT_INDEX)
+def index_too_small(image: Image, inodes: Inodes) -> None:
+    image.add_snapshots([image.snapshot(1, b"first")])
+    image.extension.snapshot_index.size = f.SnapshotIndexEntry.SIZE
+
+
+@recipe(p.SNAPSHOT_INDEX)
+def snapshot_not_in_the_index(image: Image, inodes: Inodes) -> None:
+    image.add_snapshots([image.snapshot(1, b"first")])
+    block, offset = index_entry(image, crc32c(b"first") % 64)
+    with image.edit(block) as data:
+        data[offset : offset + f.SnapshotIndexEntry.SIZE] = bytes(f.SnapshotIndexEntry.SIZE)
+
+
+@recipe(p.SNAPSHOT_INDEX)
+def index_leads_to_no_record(image: Image, inodes: Inodes) -> None:
+    image.add_snapshots([image.snapshot(1, b"first")])
+    block, offset = index_entry(image, 5)
+    with image.edit(block) as data:
+        data[offset : offset + f.SnapshotIndexEntry.SIZE] = f.SnapshotIndexEntry(5, 9).pack()
+
+
+@recipe(p.SNAPSHOT_INDEX)
+def index_entry_away_from_home(image: Image, inodes: Inodes) -> None:
+    image.add_snapshots([image.snapshot(1, b"first")])
+    home = crc32c(b"first") % 64
+    block, offset = index_entry(image, home)
+    away = index_entry(image, (home + 2) % 64)[1]
+    with image.edit(block) as data:
+        entry = data[offset : offset + f.SnapshotIndexEntry.SIZE]
+        data[offset : offset + f.SnapshotIndexEntry.SIZE] = bytes(f.SnapshotIndexEntry.SIZE)
+        data[away : away + f.SnapshotIndexEntry.SIZE] = entry

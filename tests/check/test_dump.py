@@ -106,7 +106,7 @@ def test_queues_and_tables() -> None:
     image.manifest = [f.ManifestEntry(1, 2), f.ManifestEntry(image.geometry.num_blocks, 3)]
     image.finish()
     device.write(image.geometry.slot_offsets[1], [bytes(8)])
-    assert "snapshot 7 'before lunch'" in lines(device, "snapshots")
+    assert "snapshot 7 'before lunch' at place 0" in lines(device, "snapshots")
     assert lines(device, "reclaim") == ["1 entries", "0: block=60 kind=0 level=2 spare=0 spare2=0"]
     assert lines(device, "orphans") == ["inode 9"]
     assert lines(device, "manifest")[1:] == [

@@ -94,6 +94,7 @@ PERMANENT = {
     606: "snapshot-duplicate",
     607: "not-checked",
     608: "snapshots-not-checked",
+    609: "snapshot-index",
 }
 """Numbers once given out stay with their kind: lines may be added here, and none changed."""
 ORDINARY = {101, 102, 112, 315, 603, 608}

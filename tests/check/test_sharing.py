@@ -9,6 +9,7 @@ from damage_sample import LONG_NAMES, sample
 
 from cowfs.check import Report, check_device
 from cowfs.ondisk import format as f
+from cowfs.ondisk.checksums import crc32c
 
 
 def test_snapshots_hold_references_and_are_checked() -> None:
@@ -20,6 +21,24 @@ def test_snapshots_hold_references_and_are_checked() -> None:
     assert not report.totals, report.to_text()
     assert report.counts.snapshots == 2
     assert report.counts.shared_blocks == len([p for p in image.superblock.inode.ptr if p != f.NO_BLOCK]) + 2
+
+
+def test_an_index_in_which_names_share_homes() -> None:
+    """Runs of slots, one of them round the end of the index; internal snapshots are not in it."""
+    device = sample().device()
+    image = Image(device)
+    names = [b"snapshot %d" % number for number in range(400)]
+    last = [name for name in names if crc32c(name) % 64 == 63][:3]
+    middle = [name for name in names if crc32c(name) % 64 in (20, 21)][:3]
+    assert (len(last), len(middle)) == (3, 3)
+    records = [image.snapshot(number, name) for number, name in enumerate(last + middle, 1)]
+    for number in (20, 21):
+        records.append(image.snapshot(number, b""))
+        records[-1].flags = f.SNAPSHOT_INTERNAL
+    image.add_snapshots(records)
+    image.finish()
+    report = check_device(device)
+    assert not report.totals, report.to_text()
 
 
 def test_the_names_of_a_snapshot_are_checked_too() -> None:
