@@ -1,0 +1,371 @@
+"""Scripts of operations on a volume in memory: the workloads of crash tests, in words, so that a failing one can be repeated.
+
+A script is a row of steps, one a line or with `;` between them. Paths are absolute, numbers decimal, sizes and offsets bytes.
+
+    create PATH | mkdir PATH | symlink PATH TARGET | link OLD NEW | unlink PATH | rmdir PATH | rename OLD NEW
+    exchange ONE OTHER | write PATH OFFSET SIZE | append PATH SIZE | truncate PATH SIZE | chmod PATH OCTAL
+    setxattr PATH NAME SIZE | removexattr PATH NAME
+    hold PATH        opens the file and keeps it open; release PATH (the path it was opened by) closes it
+    sync             fsync(2): a commit, with a manifest where that is possible
+    commit           a commit without one, as the timer makes it
+    seal, publish    the two ends of a commit, with steps of the next generation in between; seal complete: without a manifest
+    during STEP      a step of the next generation that happens while `publish` is writing, between two writes
+    reclaim          drops a slice of what waits to be dropped
+    kill             the process ends as it is, and another one opens the volume: unflushed writes are in the page cache
+    die COUNT        the same, but only after so many more writes and flushes: in the middle of a commit or an opening
+    remount          a clean unmount, and another process
+
+What is written differs with each write. A step that is refused (no such file, no space) changes nothing, and is counted.
+
+Locking: one thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Final
+
+from cowfs.check.crashdevice import RecordingDevice
+from cowfs.check.crashtest import Synced, TreeState, WatchedVolume, open_watched, read_tree
+from cowfs.errors import CowfsError, InvalidArgument, NoSpace, NotFound, SpaceShort
+from cowfs.fs import RENAME_EXCHANGE, Caller, Filesystem
+from cowfs.ondisk import format as f
+from cowfs.storage.commit import SealedCommit
+
+SPACE_ROUNDS_MAX: Final = 64
+START: Final = 1_700_000_000_123_456_789
+STEP: Final = 1_000_000_007
+"""The clock of a script, nanoseconds: every look at it moves it on."""
+
+CALLER: Final = Caller(1000, 100)
+FATAL: Final = (errno.EIO, errno.EROFS, errno.ESTALE)
+"""EIO, EROFS and ESTALE are no refusals."""
+
+
+class Clock:
+    """Nanoseconds since 1970, the same at each repetition."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> int:
+        self.now += STEP
+        return self.now
+
+
+class Killed(BaseException):
+    """The process has ended; nothing of it runs any more."""
+
+
+class ScriptRun:
+    """A script being run on a recording device, by one process after the other.
+
+    `refused` counts refusals by errno. With `strict` they are raised. EIO, EROFS and ESTALE are raised in any case.
+    """
+
+    def __init__(
+        self,
+        device: RecordingDevice,
+        *,
+        strict: bool = False,
+        volume_class: type[WatchedVolume] = WatchedVolume,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
+        self.device = device
+        self.steps: list[str] = []
+        self.refused: Counter[int] = Counter()
+        self.performed: Counter[str] = Counter()
+        self._strict = strict
+        self._volume_class = volume_class
+        self._clock = clock or Clock()
+        self._writes = 0
+        self._held: dict[str, list[int]] = {}
+        self._in_flight: SealedCommit | None = None
+        self._waiting: TreeState | None = None
+        self._during: deque[str] = deque()
+        self._publishing = False
+        self._calls_left = -1  # until the process is killed
+        device.before_call = self._before_call
+        self.filesystem: Filesystem = self._open()
+
+    def run(self, script: str) -> None:
+        """Performs a script. Raises InvalidArgument for words that mean nothing."""
+        for step in split(script):
+            self.perform(step)
+
+    def perform(self, step: str) -> None:
+        """Performs one step."""
+        self.steps.append(step)
+        word, _, rest = step.partition(" ")
+        if word == "during":
+            self._action(rest)
+            self._during.append(rest)
+            return
+        action = self._action(step)
+        try:
+            self._with_space(action)
+        except CowfsError as error:
+            self.refused[error.errno] += 1
+            if self._strict or error.errno in FATAL:
+                raise
+        except Killed:
+            self.performed["killed"] += 1
+            self._calls_left = -1
+            self.stop()
+            self.filesystem = self._open()
+        else:
+            self.performed[word] += 1
+
+    def _action(self, step: str) -> Callable[[], object]:
+        word, *arguments = step.split()
+        action: Callable[..., object] | None = getattr(self, f"_do_{word}", None)
+        if action is None or len(arguments) not in _ARGUMENTS.get(word, ()):
+            raise InvalidArgument(f"no step of a script: {step}")
+        return functools.partial(action, *arguments)
+
+    def write_bytes(self, path: str, offset: int, data: bytes) -> None:
+        """Writes given bytes, which a script cannot say."""
+        self.steps.append(f"write {path} {offset} {len(data)}")
+        ino = self.inode_number(path)
+        self._with_space(lambda: self.filesystem.write(ino, offset, data))
+
+    def read_bytes(self, path: str) -> bytes:
+        """A file's contents. Raises NotFound."""
+        ino = self.inode_number(path)
+        return self.filesystem.read(ino, 0, self.filesystem.getattr(ino).size)
+
+    def inode_number(self, path: str) -> int:
+        """The inode that a path leads to. Raises NotFound, NotADirectory."""
+        ino: int = f.ROOT_INODE
+        for name in path.split("/"):
+            if name:
+                ino = self.filesystem.lookup(ino, name.encode()).ino
+        return ino
+
+    def held(self) -> list[str]:
+        """The paths by which files are held."""
+        return [path for path, numbers in self._held.items() if numbers]
+
+    def stop(self) -> None:
+        """The process is no more: what it has not written yet is gone."""
+        self._in_flight = None
+        self._waiting = None
+        self._publishing = False
+        self._held.clear()
+        self._during.clear()
+
+    # --- processes ---
+
+    def _open(self) -> Filesystem:
+        while True:
+            try:
+                filesystem = open_watched(self.device, clock=self._clock, volume_class=self._volume_class)
+            except Killed:
+                self.performed["killed"] += 1
+                self._calls_left = -1
+            else:
+                filesystem.volume.inline_commits = False
+                return filesystem
+
+    def _with_space(self, operation: Callable[[], object]) -> None:
+        """As the FUSE server does it: what is short of space is tried again after reclaim and commits."""
+        for _ in range(SPACE_ROUNDS_MAX):
+            try:
+                operation()
+            except SpaceShort:
+                self._finish()
+                self._reclaim()
+                self._commit(complete=not self.filesystem.volume.dirty)
+            else:
+                return
+        raise NoSpace
+
+    def _reclaim(self) -> None:
+        try:
+            self.filesystem.volume.reclaim_slice(16)
+        except SpaceShort:
+            self._finish()
+            self._commit(complete=not self.filesystem.volume.dirty)
+
+    def _commit(self, *, complete: bool) -> None:
+        self._seal(complete)
+        self._finish()
+
+    def _seal(self, complete: bool) -> None:
+        self._finish()
+        self._in_flight = self.filesystem.volume.seal(complete=complete)
+
+    def _finish(self) -> None:
+        """Writes out and publishes what is sealed."""
+        sealed = self._in_flight
+        if sealed is None:
+            return
+        self._in_flight = None
+        volume = self.filesystem.volume
+        self._publishing = True
+        try:
+            sealed.write_out()
+        except BaseException as error:
+            volume.publish_failed(sealed, error)
+            raise
+        finally:
+            self._publishing = False
+        volume.publish(sealed)
+        self._answer()
+        late, self._during = self._during, deque()
+        for step in late:
+            self.perform(step)
+
+    def _answer(self) -> None:
+        """Who waits for a sync is told that it is done."""
+        if self._waiting is not None:
+            self.device.mark(Synced(self._waiting))
+            self._waiting = None
+
+    def _before_call(self, kind: str) -> None:
+        """Before the device writes or flushes: the process may be killed; another thread may do something meanwhile."""
+        if self._calls_left == 0:
+            raise Killed
+        self._calls_left -= self._calls_left > 0
+        if kind == "write" and self._publishing and self._during:
+            self._publishing = False
+            self._meanwhile(self._during.popleft())
+            self._publishing = True
+
+    def _meanwhile(self, step: str) -> None:
+        try:
+            self._action(step)()
+        except SpaceShort:
+            self._during.append(step)
+        except CowfsError as error:
+            self.refused[error.errno] += 1
+            if error.errno in FATAL:
+                raise
+        else:
+            self.performed["during"] += 1
+
+    # --- steps: commits and processes ---
+
+    def _do_sync(self) -> None:
+        self._finish()
+        self._waiting = read_tree(self.filesystem)
+        if self.filesystem.volume.dirty:
+            self._commit(complete=False)
+        else:
+            self._answer()
+
+    def _do_commit(self) -> None:
+        self._commit(complete=True)
+
+    def _do_seal(self, how: str = "") -> None:
+        if how not in ("", "complete"):
+            raise InvalidArgument(f"seal {how}")
+        self._seal(how == "complete")
+
+    def _do_publish(self) -> None:
+        self._finish()
+
+    def _do_reclaim(self) -> None:
+        self._reclaim()
+
+    def _do_kill(self) -> None:
+        self.stop()
+        self.filesystem = self._open()
+
+    def _do_die(self, count: str) -> None:
+        self._calls_left = int(count)
+
+    def _do_remount(self) -> None:
+        self._finish()
+        for paths in self._held.values():
+            for ino in paths:
+                self.filesystem.unhold(ino)
+        self._held.clear()
+        self.filesystem.close()
+        self.stop()
+        self.filesystem = self._open()
+
+    # --- steps: files ---
+
+    def _place(self, path: str) -> tuple[int, bytes]:
+        parent, _, name = path.rpartition("/")
+        return self.inode_number(parent), name.encode()
+
+    def _do_create(self, path: str) -> None:
+        self.filesystem.create(*self._place(path), 0o644, CALLER)
+
+    def _do_mkdir(self, path: str) -> None:
+        self.filesystem.mkdir(*self._place(path), 0o755, CALLER)
+
+    def _do_symlink(self, path: str, target: str) -> None:
+        self.filesystem.symlink(*self._place(path), target.encode(), CALLER)
+
+    def _do_link(self, old: str, new: str) -> None:
+        self.filesystem.link(self.inode_number(old), *self._place(new))
+
+    def _do_unlink(self, path: str) -> None:
+        self.filesystem.unlink(*self._place(path))
+
+    def _do_rmdir(self, path: str) -> None:
+        self.filesystem.rmdir(*self._place(path))
+
+    def _do_rename(self, old: str, new: str) -> None:
+        self.filesystem.rename(*self._place(old), *self._place(new))
+
+    def _do_exchange(self, one: str, other: str) -> None:
+        self.filesystem.rename(*self._place(one), *self._place(other), RENAME_EXCHANGE)
+
+    def _do_write(self, path: str, offset: str, size: str) -> None:
+        self._write(self.inode_number(path), int(offset), int(size))
+
+    def _do_append(self, path: str, size: str) -> None:
+        ino = self.inode_number(path)
+        self._write(ino, self.filesystem.getattr(ino).size, int(size))
+
+    def _write(self, ino: int, offset: int, size: int) -> None:
+        self.filesystem.write(ino, offset, random.Random(self._writes).randbytes(size))
+        self._writes += 1
+
+    def _do_truncate(self, path: str, size: str) -> None:
+        self.filesystem.truncate(self.inode_number(path), int(size))
+
+    def _do_chmod(self, path: str, mode: str) -> None:
+        self.filesystem.setattr(self.inode_number(path), mode=int(mode, 8))
+
+    def _do_setxattr(self, path: str, name: str, size: str) -> None:
+        value = random.Random(self._writes).randbytes(int(size))
+        self.filesystem.setxattr(self.inode_number(path), name.encode(), value)
+        self._writes += 1
+
+    def _do_removexattr(self, path: str, name: str) -> None:
+        self.filesystem.removexattr(self.inode_number(path), name.encode())
+
+    def _do_hold(self, path: str) -> None:
+        ino = self.inode_number(path)
+        self.filesystem.hold(ino)
+        self._held.setdefault(path, []).append(ino)
+
+    def _do_release(self, path: str) -> None:
+        if not self._held.get(path):
+            raise NotFound
+        self.filesystem.unhold(self._held[path].pop())
+
+
+_ARGUMENTS: Final[dict[str, tuple[int, ...]]] = {
+    **dict.fromkeys(("sync", "commit", "publish", "reclaim", "kill", "remount"), (0,)),
+    **dict.fromkeys(("create", "mkdir", "unlink", "rmdir", "hold", "release", "die"), (1,)),
+    **dict.fromkeys(("symlink", "link", "rename", "exchange", "append", "truncate", "chmod", "removexattr"), (2,)),
+    **dict.fromkeys(("write", "setxattr"), (3,)),
+    "seal": (0, 1),
+}
+"""How many arguments each step takes."""
+
+
+def split(script: str) -> list[str]:
+    """The steps of a script."""
+    steps = (step.strip() for line in script.splitlines() for step in line.split("#")[0].split(";"))
+    return [step for step in steps if step]

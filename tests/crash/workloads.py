@@ -1,0 +1,326 @@
+"""What the crash tests share: small volumes, recorded scripts, and the workloads themselves."""
+
+from __future__ import annotations
+
+import functools
+import random
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+from cowfs.check.crashdevice import Mark, RecordingDevice, Thoroughness, crash_images, cuts
+from cowfs.check.crashscript import START, ScriptRun
+from cowfs.check.crashtest import Judge, WatchedVolume, verify
+from cowfs.ondisk.geometry import Geometry
+from cowfs.storage import blockio
+from cowfs.storage.device import MemoryDevice
+from cowfs.storage.mkvolume import make_volume
+
+BLOCKS = 256
+
+
+@functools.cache
+def empty_image(block_size: int = 512, blocks: int = BLOCKS) -> bytes:
+    """A new volume."""
+    geometry = Geometry(block_size, blocks)
+    device = MemoryDevice(geometry.end)
+    make_volume(device, geometry, label=b"crash", uuid=bytes(range(16)), now_ns=START)
+    return device.image()
+
+
+@functools.cache
+def image_after(script: str, block_size: int = 512, blocks: int = BLOCKS) -> bytes:
+    """A cleanly unmounted volume on which a script ran."""
+    device = RecordingDevice(empty_image(block_size, blocks))
+    run = ScriptRun(device, strict=True)
+    run.run(script)
+    run.filesystem.close()
+    return device.image()
+
+
+def record(script: str, image: bytes, *, volume_class: type[WatchedVolume] = WatchedVolume) -> RecordingDevice:
+    """The recording of a script on a volume; the last process ends as it is."""
+    device = RecordingDevice(image)
+    run = ScriptRun(device, volume_class=volume_class)
+    run.run(script)
+    run.stop()
+    return device
+
+
+def crash_test(
+    script: str,
+    image: bytes,
+    judge: Judge,
+    *,
+    seed: int | str = 0,
+    thoroughness: Thoroughness | None = None,
+) -> None:
+    """Runs a script and looks at every image that a power cut could leave. The failure names the script."""
+    about = f"script {'; '.join(script.split(chr(10)))!r} seed {seed}"
+    verify(record(script, image), judge, seed=seed, thoroughness=thoroughness, about=about)
+
+
+# --- bounded exhaustive sequences, in the manner of ACE (CrashMonkey, OSDI 2018) ---
+
+ACE_BASE = (
+    "mkdir /A; mkdir /B; mkdir /B/dir; create /A/foo; write /A/foo 0 3000; setxattr /A/foo user.x 20; "
+    "create /B/bar; write /B/bar 0 700"
+)
+"""Two files in two directories, and an empty directory that can go."""
+
+ACE_OPERATIONS = (
+    "create /A/new",
+    "create /B/new",
+    "create /B/a-name-that-is-too-long-for-a-short-entry",
+    "symlink /A/new target",
+    "mkdir /A/sub",
+    "mkdir /B/dir/sub",
+    "write /A/foo 600 700",
+    "write /B/bar 0 700",
+    "write /A/foo 20000 300",
+    "append /A/foo 900",
+    "append /B/bar 9000",
+    "append /A/new 600",
+    "truncate /A/foo 0",
+    "truncate /A/foo 1000",
+    "truncate /A/foo 9000",
+    "truncate /B/bar 100",
+    "link /A/foo /A/new",
+    "link /A/foo /B/new",
+    "link /B/bar /A/new",
+    "unlink /A/foo",
+    "unlink /B/bar",
+    "unlink /A/new",
+    "hold /A/foo; unlink /A/foo",
+    "rename /A/foo /A/new",
+    "rename /A/foo /B/new",
+    "rename /A/foo /B/bar",
+    "rename /B/bar /A/foo",
+    "rename /A/new /B/bar",
+    "rename /B/dir /A/sub",
+    "rename /A /B/dir",
+    "rename /A /D",
+    "exchange /A/foo /B/bar",
+    "rmdir /B/dir",
+    "rmdir /A/sub",
+    "setxattr /A/foo user.x 400",
+    "setxattr /A/foo user.y 1500",
+    "setxattr /B/bar user.z 10",
+    "setxattr /A user.z 10",
+    "removexattr /A/foo user.x",
+    "chmod /A/foo 600",
+)
+COMMITS = ("sync", "commit", "seal; publish")
+"""How what was done becomes durable at the end: with a manifest, without, and in two halves."""
+BETWEEN = ("", "sync", "commit", "seal", "during")
+"""What happens between two operations; seal: the second one belongs to the next generation while the first is not written
+out yet; during: it is done while the first is written out."""
+
+
+def ace_sequence(operations: Sequence[str], between: Sequence[str], end: str) -> str:
+    """The script of a sequence."""
+    steps = [operations[0]]
+    for kind, operation in zip(between, operations[1:], strict=True):
+        if kind == "during":
+            steps += ["seal", *(f"during {step}" for step in operation.split("; ")), "publish"]
+        else:
+            steps += [kind, operation] if kind else [operation]
+    steps.append(end)
+    return "; ".join(steps)
+
+
+def ace_1() -> Iterator[str]:
+    """All sequences of one operation."""
+    for operation in ACE_OPERATIONS:
+        for end in COMMITS:
+            yield ace_sequence([operation], [], end)
+
+
+def ace_2() -> Iterator[str]:
+    """All sequences of two operations, those with the same first one together."""
+    for first in ACE_OPERATIONS:
+        for kind in BETWEEN:
+            for second in ACE_OPERATIONS:
+                for end in ("sync", "commit"):
+                    yield ace_sequence([first, second], [kind], end)
+
+
+def ace_random(seed: int) -> str:
+    """A sequence of two or three operations, from a seed."""
+    rng = random.Random(f"ace {seed}")
+    count = rng.randint(2, 3)
+    operations = [rng.choice(ACE_OPERATIONS) for _ in range(count)]
+    between = [rng.choice(BETWEEN) for _ in range(count - 1)]
+    return ace_sequence(operations, between, rng.choice(COMMITS))
+
+
+# --- long random runs ---
+
+NAMES = (
+    "a",
+    "b",
+    "c",
+    "d",
+    "a-name-that-is-too-long-for-a-short-entry",
+    "another-name-that-is-too-long-for-a-short-entry",
+)
+WEIGHTS = {
+    "create": 8,
+    "mkdir": 4,
+    "symlink": 2,
+    "link": 4,
+    "unlink": 8,
+    "rmdir": 3,
+    "rename": 8,
+    "exchange": 2,
+    "write": 12,
+    "append": 8,
+    "truncate": 6,
+    "chmod": 2,
+    "setxattr": 5,
+    "removexattr": 2,
+    "hold": 3,
+    "release": 2,
+    "sync": 10,
+    "commit": 4,
+    "seal": 5,
+    "publish": 3,
+    "reclaim": 2,
+    "die": 1,
+    "kill": 1,
+    "remount": 1,
+}
+NEVER_MEANWHILE = frozenset({"sync", "commit", "seal", "publish", "reclaim", "die", "kill", "remount"})
+"""Steps that one commit cannot have in its middle."""
+
+
+class RandomSteps:
+    """Steps of a script at random, which mostly make sense: they know what is there."""
+
+    def __init__(self, rng: random.Random, run: ScriptRun, size_max: int = 9000) -> None:
+        self.rng = rng
+        self.run = run
+        self.size_max = size_max
+        self.files: list[str] = []
+        self.directories: list[str] = []
+
+    def step(self) -> str:
+        """The next one."""
+        self.look()
+        (word,) = self.rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
+        meanwhile = word not in NEVER_MEANWHILE and self.rng.random() < 0.2
+        return ("during " if meanwhile else "") + self.words(word)
+
+    def look(self) -> None:
+        """Finds out which files and directories there are."""
+        self.files, self.directories = [], [""]
+        for directory in self.directories:
+            listing = self.run.filesystem.listing(self.run.inode_number(directory or "/"))
+            for _, name, _, attributes in listing.entries():
+                if name not in (b".", b".."):
+                    is_directory = stat.S_ISDIR(attributes().mode)
+                    (self.directories if is_directory else self.files).append(f"{directory}/{name.decode()}")
+
+    def old(self) -> str:
+        return self.rng.choice(self.files) if self.files and self.rng.random() < 0.9 else self.new()
+
+    def new(self) -> str:
+        return f"{self.rng.choice(self.directories)}/{self.rng.choice(NAMES)}"
+
+    def any(self) -> str:
+        return self.old() if self.rng.random() < 0.7 else self.rng.choice(self.directories) or "/"
+
+    def words(self, word: str) -> str:
+        rng = self.rng
+        size = rng.choice((rng.randint(1, 100), rng.randint(1, 2000), rng.randint(1, self.size_max)))
+        match word:
+            case "create" | "mkdir":
+                return f"{word} {self.new()}"
+            case "symlink":
+                return f"symlink {self.new()} {'t' * min(size, 4000)}"
+            case "unlink" | "hold":
+                return f"{word} {self.old()}"
+            case "release":
+                return f"release {rng.choice(self.run.held() or [self.old()])}"
+            case "rmdir":
+                return f"rmdir {rng.choice(self.directories) or '/'}"
+            case "link":
+                return f"link {self.old()} {self.new()}"
+            case "rename" | "exchange":
+                other = self.new() if word == "rename" and rng.random() < 0.6 else self.any()
+                return f"{word} {self.any()} {other}"
+            case "write":
+                return (
+                    f"write {self.old()} {rng.choice((0, 0, 512 * rng.randint(0, 20), rng.randint(0, 20000)))} {size}"
+                )
+            case "append":
+                return f"append {self.old()} {size}"
+            case "truncate":
+                return f"truncate {self.old()} {rng.choice((0, size, 512 * rng.randint(0, 30)))}"
+            case "chmod":
+                return f"chmod {self.any()} {rng.choice(('600', '755'))}"
+            case "setxattr":
+                return f"setxattr {self.any()} user.{rng.choice('xyz')} {min(size, 3000)}"
+            case "removexattr":
+                return f"removexattr {self.any()} user.{rng.choice('xyz')}"
+            case "seal":
+                return rng.choice(("seal", "seal", "seal complete"))
+            case "die":
+                return f"die {rng.randint(0, 12)}"
+            case _:
+                return word
+
+
+@contextmanager
+def early_writes() -> Iterator[None]:
+    """Lets file data go to the device before the commit that it belongs to much earlier than usual."""
+    kept = blockio.DIRECT_BYTES, blockio.SPILL_BYTES
+    blockio.DIRECT_BYTES, blockio.SPILL_BYTES = 1024, 0
+    try:
+        yield
+    finally:
+        blockio.DIRECT_BYTES, blockio.SPILL_BYTES = kept
+
+
+class LongRun:
+    """Session after session of random steps on one volume, each begun on what a power cut left of the one before.
+
+    Odd seeds write file data early. The volume is so small that space runs out, and blocks are reused at once.
+    """
+
+    def __init__(self, seed: int, judge: Judge, thoroughness: Thoroughness, *, blocks: int = BLOCKS) -> None:
+        self.seed = seed
+        self.rng = random.Random(f"long {seed}")
+        self.judge = judge
+        self.thoroughness = thoroughness
+        self.image = empty_image(512, blocks)
+        self.performed: Counter[str] = Counter()
+        self.refused: Counter[int] = Counter()
+        self.sessions = 0
+
+    def session(self, steps: int) -> None:
+        """One recording, and what a power cut could leave of it. A failure says which seed and session."""
+        about = f"LongRun({self.seed}) session {self.sessions}"
+        with early_writes() if self.seed % 2 else nullcontext():
+            device = RecordingDevice(self.image)
+            run = ScriptRun(device)
+            maker = RandomSteps(self.rng, run)
+            try:
+                for _ in range(steps):
+                    run.perform(maker.step())
+            except Exception as error:
+                error.add_note(f"{about}: {'; '.join(run.steps)}")
+                raise
+            run.stop()
+        self.performed += run.performed
+        self.refused += run.refused
+        self.sessions += 1
+        verify(device, self.judge, seed=self.seed, thoroughness=self.thoroughness, about=about)
+        self.judge.forget()
+        places = [cut for cut in cuts(device.base, device.log) if not isinstance(cut.entry, Mark) and cut.entry]
+        at = self.rng.randrange(len(places))
+        for cut in cuts(device.base, device.log):
+            if cut.position == places[at].position:
+                images = list(crash_images(cut, self.thoroughness, self.rng))
+                self.image = self.rng.choice(images).data
