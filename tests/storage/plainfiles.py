@@ -127,13 +127,21 @@ class PlainFiles:
     def create(self, tree: int = 0, number: int | None = None) -> int:
         """A new empty file; `number` says which inode, which must be free."""
         where = self.all[tree]
-        number = number or self._free_number(where)
-        inode = f.DiskInode(mode=stat.S_IFREG | 0o600, status=f.STATUS_IN_USE, links=0, generation=number)
-        self._store_inode(where, number, inode)
-        where.tree.free_inodes -= 1
-        self._list_orphan(tree, number, present=True)
+        with self._operation(OPERATION_BLOCKS):
+            number = number or self._free_number(where)
+            inode = f.DiskInode(mode=stat.S_IFREG | 0o600, status=f.STATUS_IN_USE, links=0, generation=number)
+            self._store_inode(where, number, inode)
+            where.tree.free_inodes -= 1
+            self._list_orphan(tree, number, present=True)
         where.files[number] = Contents()
         return number
+
+    @contextmanager
+    def _operation(self, blocks: int, tier: Tier = Tier.WRITE) -> Iterator[None]:
+        self.volume.check_writable()
+        with self.volume.operation():
+            self.volume.admit(blocks, tier)
+            yield
 
     @contextmanager
     def change(self, number: int, tree: int = 0) -> Iterator[WritableRoot]:
@@ -148,27 +156,27 @@ class PlainFiles:
         self._store_inode(where, number, inode)
 
     def write(self, number: int, offset: int, data: bytes, tree: int = 0) -> None:
-        self.volume.admit(len(data) // self.block_size + OPERATION_BLOCKS + len(data) // self.block_size // 64)
-        with self.change(number, tree) as token:
+        blocks = len(data) // self.block_size
+        with self._operation(blocks + blocks // 64 + OPERATION_BLOCKS), self.change(number, tree) as token:
             self.trees.write(token, offset, data)
         self.all[tree].files[number].write(offset, data)
 
     def resize(self, number: int, size: int, tree: int = 0) -> None:
-        self.volume.admit(OPERATION_BLOCKS, Tier.REMOVE if size < self.all[tree].files[number].size else Tier.WRITE)
-        with self.change(number, tree) as token:
+        tier = Tier.REMOVE if size < self.all[tree].files[number].size else Tier.WRITE
+        with self._operation(OPERATION_BLOCKS, tier), self.change(number, tree) as token:
             self.trees.resize(token, size)
         self.all[tree].files[number].resize(size)
 
     def remove(self, number: int, tree: int = 0) -> None:
-        self.volume.admit(OPERATION_BLOCKS, Tier.REMOVE)
         where = self.all[tree]
-        self._list_orphan(tree, number, present=False)
-        with self.change(number, tree) as token:
-            self.trees.drop_all(token)
-        leaf = self._leaf_for_write(where, number)
-        at = self._place(number)
-        leaf[at : at + f.INODE_SIZE] = f.FREE_INODE_BYTES
-        where.tree.free_inodes += 1
+        with self._operation(OPERATION_BLOCKS, Tier.REMOVE):
+            self._list_orphan(tree, number, present=False)
+            with self.change(number, tree) as token:
+                self.trees.drop_all(token)
+            leaf = self._leaf_for_write(where, number)
+            at = self._place(number)
+            leaf[at : at + f.INODE_SIZE] = f.FREE_INODE_BYTES
+            where.tree.free_inodes += 1
         del where.files[number]
 
     def clone(self, number: int, tree: int = 0) -> int:
