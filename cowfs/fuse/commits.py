@@ -84,8 +84,7 @@ class CommitScheduler:
         """
         if self._always_read_only:
             return
-        if self._failure is not None:
-            raise self._failure
+        self._check_alive()
         if not self._volume.dirty and not complete:
             if self._current is not None:
                 await self._current.wait()
@@ -93,8 +92,7 @@ class CommitScheduler:
         mine = self._next
         mine.complete |= complete
         while not mine.done.is_set():
-            if self._failure is not None:
-                raise self._failure
+            self._check_alive()
             if self._current is not None:
                 await self._current.done.wait()
             else:
@@ -136,6 +134,13 @@ class CommitScheduler:
             except SpaceShort:
                 continue
         raise NoSpace
+
+    def _check_alive(self) -> None:
+        """Raises the failure after which nothing becomes durable any more, whoever met it."""
+        if self._failure is None and self._volume.read_only:
+            self._failure = DeviceError(self._volume.read_only_reason)
+        if self._failure is not None:
+            raise self._failure
 
     async def _perform(self) -> None:
         """Makes one commit, of the open generation, for all who have joined `_next`."""

@@ -40,8 +40,9 @@ class ControlHandle:
         self._reply, self._position = b"", 0
         try:
             command = control.parse(data)
-            log.info("command: %s", command)
             reply = await control.execute(command, self._host)
+            if command != control.INFO:
+                log.info("command: %s", command.to_json().decode())
         except CowfsError as error:
             self._reply = control.encode_reply(control.failure(error))
             raise

@@ -1,4 +1,5 @@
-"""While a commit is written out, the mount goes on: on a device whose flush takes a second."""
+"""Devices that take their time, or fail: the mount goes on while a commit is written out, and turns read-only after an
+error."""
 
 from __future__ import annotations
 
@@ -22,12 +23,15 @@ FILES = 200
 
 
 @contextmanager
-def slow_mount(place: Place, words: str = "") -> Iterator[None]:
+def slow_mount(place: Place, words: str = "", *, seconds: float = FLUSH_SECONDS) -> Iterator[None]:
     """The place, mounted by a daemon with a slow device."""
     program = Path(__file__).with_name("slow_daemon.py")
-    command = [sys.executable, program, place.image, place.mountpoint, str(FLUSH_SECONDS), words]
+    command = [sys.executable, program, place.image, place.mountpoint, str(seconds), words]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+    with (
+        open(place.log, "w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment) as process,
+    ):
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         place.pids.append(process.pid)
@@ -114,3 +118,35 @@ def test_threads_that_sync_at_once_share_commits(place: Place) -> None:
         assert len(done) == threads * turns
         assert turns <= commits <= 2 * turns + 2
         assert max(done) - begin < threads * turns * FLUSH_SECONDS / 4
+
+
+@pytest.mark.parametrize("words", ["nowriteback", ""])
+def test_a_device_that_fails_turns_the_volume_read_only(place: Place, words: str) -> None:
+    place.make(16)
+    place.expects_errors = True
+    root = place.mountpoint
+    with slow_mount(place, f"commit=3600,{words}", seconds=0):
+        (root / "kept").write_text("kept")
+        place.command("sync")
+        descriptor = os.open(root / "file", os.O_CREAT | os.O_WRONLY)
+        (place.directory / "broken").touch()
+        os.write(descriptor, b"x" * 100)
+        with pytest.raises(OSError, match="Input/output error"):
+            os.fsync(descriptor)
+        with pytest.raises(OSError, match=r"Read-only|Input/output error"):
+            os.fsync(descriptor)
+            (root / "new").mkdir()
+        os.close(descriptor)
+        with pytest.raises(OSError, match="Read-only"):
+            (root / "new").mkdir()
+        with pytest.raises(OSError, match="Input/output error"):
+            place.command("sync")
+        assert (root / "kept").read_text() == "kept"
+        reply = place.info()
+        assert reply["read_only"]
+        assert "broken" in reply["read_only_reason"]
+    assert f"{place.image}: broken at byte" in place.log.read_text()
+    (place.directory / "broken").unlink()
+    place.mount()
+    assert (root / "kept").read_text() == "kept"
+    (root / "new").mkdir()
