@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from cowfs.errors import DeviceError
 from cowfs.fs import freelist
 from cowfs.fs.freelist import PROBE_MAX, FreeList
 
@@ -85,3 +86,25 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         units.free[unit] = False
         found.add(unit)
     assert found == set(range(401, 991))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_unit_that_cannot_be_read_is_passed_over_but_not_lost(known: bool) -> None:
+    units = Units(100)
+    units.free[30] = units.free[70] = True
+    if known:
+        assert units.find() == 30
+    bad = {30}
+
+    def probe(unit: int) -> bool:
+        if unit in bad:
+            raise DeviceError("unreadable")
+        return units.free[unit]
+
+    units.list._probe = probe
+    with pytest.raises(DeviceError):
+        units.find()
+    assert units.find() == 70
+    assert units.list.hint <= 30
+    bad.clear()
+    assert FreeList(units.list.hint, probe).find(100) == 30
