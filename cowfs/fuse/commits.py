@@ -12,7 +12,6 @@ Invariants:
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable
 from typing import TypeVar
@@ -24,6 +23,8 @@ from cowfs.storage.volume import Volume
 
 RECLAIM_SLICE_BLOCKS = 256
 """Small enough that a request waits a few milliseconds for a slice, in the worst case."""
+RECLAIM_SLICES = 16
+"""Slices that are dropped before the commit that brings their blocks forward, where an operation waits for space."""
 SPACE_ROUNDS_MAX = 64
 """How often an operation is tried again while the volume says that a commit brings space forward."""
 
@@ -116,7 +117,7 @@ class CommitScheduler:
         """Waits until the volume has less in memory than it must not exceed."""
         if self.crowded:
             self._wanted.set()
-            while self._volume.must_wait and not self._volume.read_only:
+            if self._volume.must_wait and not self._volume.read_only:
                 await self.commit()
 
     async def retry(self, operation: Callable[[], R]) -> R:
@@ -126,8 +127,10 @@ class CommitScheduler:
         """
         for _ in range(SPACE_ROUNDS_MAX):
             self._volume.check_writable()
-            with contextlib.suppress(SpaceShort):
-                self._volume.reclaim_slice(RECLAIM_SLICE_BLOCKS)
+            for _ in range(RECLAIM_SLICES):
+                if not self._volume.reclaim_slice(RECLAIM_SLICE_BLOCKS):
+                    break
+                await trio.lowlevel.checkpoint()
             await self.commit(complete=not self._volume.dirty)
             try:
                 return operation()
@@ -210,17 +213,9 @@ class CommitScheduler:
             await self._reclaimable.wait()
             self._reclaimable = trio.Event()
             try:
-                while not self._volume.read_only and await self._reclaim_slice():
+                while not self._volume.read_only and self._volume.reclaim_slice(RECLAIM_SLICE_BLOCKS):
                     await self.make_room()
                     await trio.lowlevel.checkpoint()
                 self._free_orphans()
             except CowfsError as error:
                 log.error("reclaiming stopped: %s", error)
-
-    async def _reclaim_slice(self) -> bool:
-        """Drops one slice; True while more waits."""
-        try:
-            return self._volume.reclaim_slice(RECLAIM_SLICE_BLOCKS)
-        except SpaceShort:
-            await self.commit(complete=not self._volume.dirty)
-            return True

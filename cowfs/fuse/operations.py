@@ -7,7 +7,8 @@ The kernel counts the lookups of each inode that it was told of, and takes them 
 well. `Filesystem.hold` and `unhold` keep these counts, so that an unlinked file lives as long as someone can reach it.
 
 The kernel is the cache: it keeps names, attributes and contents, so what arrives here it did not know. What pyfuse3 does
-not pass on (ioctl, fallocate, lseek, copy_file_range, a directory's number in readdir) cannot be served here.
+not pass on (ioctl, fallocate, lseek, copy_file_range) cannot be served here. Its readdir names only the handle, so each
+directory is opened, and its listing is not cached by the kernel.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyfuse3
@@ -360,17 +361,17 @@ class Operations(pyfuse3.Operations):
             handle.listing = tree.listing(handle.ino)
         if start_id == 0 and self._touches:
             tree.touch_atime(handle.ino)
-        for cookie, name, ino, attributes in handle.listing.entries(start_id):
-            try:
-                entry = convert.entry(attributes())
-            except Corrupt as error:
-                # Without attributes the name is still seen, and can be removed.
-                log.error("inode %d: %s", ino, error)
-                entry = self._negative
-            if not pyfuse3.readdir_reply(token, name, entry, cookie):
-                return
-            if entry is not self._negative and name not in (b".", b".."):
-                tree.hold(ino)
+        told = 0
+        try:
+            for cookie, name, ino, attributes in handle.listing.entries(start_id):
+                if not self._list(tree, token, cookie, name, ino, attributes):
+                    return
+                told += 1
+        except CowfsError as error:
+            # An error now would take back what the reply holds already, and whose lookups count; the next call meets it.
+            if not told:
+                raise
+            log.error("readdir: %s", error)
 
     @changes
     def releasedir(self, fh: int) -> None:
@@ -443,6 +444,28 @@ class Operations(pyfuse3.Operations):
         """The threads that opened a file for writing through the kernel's cache and have not closed it."""
         handles = (handle for handle in self._handles.values() if isinstance(handle, FileHandle))
         return [handle.cached_writer for handle in handles if handle.node == node and handle.cached_writer]
+
+    def _list(
+        self,
+        tree: Filesystem,
+        token: ReaddirToken,
+        cookie: int,
+        name: bytes,
+        ino: int,
+        attributes: Callable[[], Attributes],
+    ) -> bool:
+        """Adds an entry to the reply to readdir; False where it is full."""
+        try:
+            entry = convert.entry(attributes())
+        except Corrupt as error:
+            # Without attributes the name is still seen, and can be removed.
+            log.error("inode %d: %s", ino, error)
+            return pyfuse3.readdir_reply(token, name, self._negative, cookie)
+        if not pyfuse3.readdir_reply(token, name, entry, cookie):
+            return False
+        if name not in (b".", b".."):
+            tree.hold(ino)
+        return True
 
     def _list_control(self, start: int, token: ReaddirToken) -> None:
         names: Iterable[tuple[bytes, int]] = self._control.names()

@@ -410,6 +410,88 @@ def test_a_strangers_write_takes_setuid_away_and_the_kernel_is_told(door: Door) 
     assert door.told == [node]
 
 
+class Reply:
+    """Takes the place of pyfuse3's buffer, and holds `room` entries."""
+
+    def __init__(self, room: int = 1 << 20) -> None:
+        self.room = room
+        self.entries: list[tuple[bytes, int, int]] = []
+
+    def add(self, token: object, name: bytes, entry: pyfuse3.EntryAttributes, cookie: int) -> bool:
+        """readdir_reply."""
+        if len(self.entries) >= self.room:
+            return False
+        self.entries.append((name, entry.st_ino, cookie))
+        return True
+
+
+def test_a_directory_is_listed_in_pieces_and_each_entry_is_held(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = {b"%d" % number: door.mkdir(ROOT, b"%d" % number, 0o755, Context()).st_ino for number in range(10)}
+    handle = door.opendir(ROOT, Context())
+    seen: list[tuple[bytes, int, int]] = []
+    start = 0
+    while True:
+        reply = Reply(3)
+        monkeypatch.setattr(pyfuse3, "readdir_reply", reply.add)
+        door.readdir(handle, start, None)
+        if not reply.entries:
+            break
+        seen += reply.entries
+        start = reply.entries[-1][2]
+    assert {name: node for name, node, _ in seen} == nodes | {b".": ROOT, b"..": ROOT}
+    assert len({cookie for *_, cookie in seen}) == len(seen) == 12
+    assert all(door.filesystem.users(node) == 2 for node in nodes.values())
+    assert door.filesystem.users(ROOT) == 1, "the handle; the dots do not count"
+    door.rmdir(ROOT, b"3", Context())
+    reply = Reply()
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply.add)
+    door.readdir(handle, 0, None)
+    assert b"3" not in [name for name, *_ in reply.entries], "from the start it is a new listing"
+    door.releasedir(handle)
+    assert door.filesystem.users(ROOT) == 0
+
+
+def test_damage_hides_no_other_entry(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [door.mkdir(ROOT, b"%d" % number, 0o755, Context()).st_ino for number in range(4)]
+    good = door.filesystem.entry_attributes
+
+    def bad(ino: int) -> Any:
+        if ino == nodes[1]:
+            raise Corrupt("inode")
+        return good(ino)
+
+    monkeypatch.setattr(door.filesystem, "entry_attributes", bad)
+    reply = Reply()
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply.add)
+    handle = door.opendir(ROOT, Context())
+    door.readdir(handle, 0, None)
+    assert [node for name, node, _ in reply.entries if name == b"1"] == [0]
+    assert len(reply.entries) == 6
+    assert door.filesystem.users(nodes[1]) == 1, "only what the kernel was told of is held"
+    assert door.filesystem.users(nodes[2]) == 2
+
+
+def test_an_error_in_the_middle_of_a_listing_is_the_next_calls(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    door.mkdir(ROOT, b"a", 0o755, Context())
+    handle = door.opendir(ROOT, Context())
+    reply = Reply()
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply.add)
+    attributes = door.filesystem.getattr(ROOT)
+
+    class Broken:
+        """A listing with one entry that can be read."""
+
+        def entries(self, start: int) -> Any:
+            if start == 0:
+                yield 1, b".", ROOT, lambda: attributes
+            raise Corrupt("directory")
+
+    monkeypatch.setattr(door.filesystem, "listing", lambda ino: Broken())
+    door.readdir(handle, 0, None)
+    assert len(reply.entries) == 1
+    assert door.errno_of("readdir", handle, 1, None) == errno.EIO
+
+
 def test_node_ids_keep_trees_apart() -> None:
     assert convert.CONTROL_NODES > (1 << 63), "no snapshot gets a number as high"
     attributes = Door().filesystem.getattr(ROOT)
