@@ -11,6 +11,7 @@ hundred thousand directories take some hundred megabytes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 from cowfs.check import counts as c
@@ -40,16 +41,34 @@ WORK_PER_BLOCK: Final = 256
 all snapshots together. No sound live tree comes near it."""
 
 
+@dataclass(slots=True)
+class Found:
+    """What a check had in hand: the state, its blocks counted, and its trees of files, the live one first."""
+
+    state: State
+    reader: BlockReader
+    walk: TreeWalk
+    trees: list[FileTree]
+
+
 def check_device(device: Device, *, superblock: int | None = None) -> p.Report:
     """Checks the volume on a device, the state of slot `superblock` (1 or 2) or the newest one.
 
     Raises NotAVolume, Unsupported (unknown features or version), DeviceError and InvalidArgument; damage is in the report.
     """
-    report = p.Report(device.name)
+    report, _ = examine(device, superblock=superblock)
+    return report
+
+
+def examine(
+    device: Device, *, superblock: int | None = None, listed_max: int = p.LISTED_MAX
+) -> tuple[p.Report, Found | None]:
+    """As `check_device`, with what was found besides; None where no slot could be used."""
+    report = p.Report(device.name, listed_max=listed_max)
     slots = read_slots(device)
     state = choose(device, slots, report, superblock)
     if state is None:
-        return report
+        return report, None
     if state.extension is not None and slots.boot_block:
         check_boot_block(device, state, report)
     reader = BlockReader(device, state, report)
@@ -69,7 +88,7 @@ def check_device(device: Device, *, superblock: int | None = None) -> p.Report:
     counts.system_blocks = walk.system_blocks
     counts.shared_blocks = len(walk.usage.extra)
     counts.snapshots = len(trees) - 1
-    return report
+    return report, Found(state, reader, walk, trees)
 
 
 def check_image(device: Device) -> p.Report:
@@ -78,6 +97,14 @@ def check_image(device: Device) -> p.Report:
     if not report.clean:
         raise Corrupt("\n".join(report.to_text()))
     return report
+
+
+def count_blocks(device: Device, state: State) -> Found:
+    """Only counts the blocks of a state; what is wrong with it is passed over."""
+    report = p.Report(device.name, listed_max=0)
+    reader = BlockReader(device, state, report)
+    walk = TreeWalk(reader, report)
+    return Found(state, reader, walk, _walk_all(walk, reader, report, state))
 
 
 def _walk_all(walk: TreeWalk, reader: BlockReader, report: p.Report, state: State) -> list[FileTree]:

@@ -119,6 +119,7 @@ def _check_run(reader: BlockReader, report: p.Report, data: bytes, first: int, c
     if found != wanted:
         for i in range(count):
             if found[i] != wanted[i] and first + i not in reader.unreadable:
+                reader.damaged[first + i] = wanted[i], found[i]
                 report.add(p.CHECKSUM, f"{wanted[i]:#010x} wanted, {found[i]:#010x} found", block=first + i)
 
 

@@ -20,6 +20,7 @@ Severity = Literal["error", "note"]
 LISTED_MAX: Final = 1000
 """Problems of one kind that a report lists; more are only counted."""
 EXIT_CLEAN: Final = 0
+EXIT_CORRECTED: Final = 1
 EXIT_ERRORS: Final = 4
 
 
@@ -208,6 +209,7 @@ class Report:
     serial: int = 0
     foreign: bool = False
     counts: Counts = field(default_factory=Counts)
+    listed_max: int = LISTED_MAX
     totals: dict[int, int] = field(default_factory=dict)
     _listed: dict[int, list[Problem]] = field(default_factory=dict)
 
@@ -215,12 +217,12 @@ class Report:
         """Enters a problem."""
         total = self.totals.get(kind.number, 0)
         self.totals[kind.number] = total + 1
-        if total < LISTED_MAX:
+        if total < self.listed_max:
             self._listed.setdefault(kind.number, []).append(Problem(kind, text, block, inode, tree))
 
     @property
     def problems(self) -> list[Problem]:
-        """The errors, by number, at most LISTED_MAX of each kind."""
+        """The errors, by number, at most `listed_max` of each kind."""
         return [problem for problem in self._all() if problem.kind.severity == "error"]
 
     @property
@@ -263,8 +265,8 @@ class Report:
         lines = [f"note {note.to_text()}" for note in self.notes]
         lines += [problem.to_text() for problem in self.problems]
         for number, total in sorted(self.totals.items()):
-            if total > LISTED_MAX:
-                lines.append(f"{number} {KINDS[number].name}: {total - LISTED_MAX} more")
+            if total > self.listed_max:
+                lines.append(f"{number} {KINDS[number].name}: {total - self.listed_max} more")
         c = self.counts
         verdict = "clean" if self.clean else f"{self.error_count} problem" + "s" * (self.error_count != 1)
         state = f"slot {self.slot}, commit {self.serial}" if self.slot else "no state"

@@ -50,7 +50,7 @@ def contents_of(owner: f.RootNode | f.DiskInode) -> Contents:
 
 class BlockReader:
     """Blocks of one state by number. A block that the device cannot read is reported once and then counts as zeros; it is
-    in `unreadable` from then on."""
+    in `unreadable` from then on. `damaged` has the blocks whose recorded checksum (first) is not that of their bytes."""
 
     def __init__(self, device: Device, state: State, report: p.Report) -> None:
         self.device = device
@@ -62,6 +62,7 @@ class BlockReader:
         self.zeros = bytes(self.block_size)
         self.nowhere = frozenset((f.NO_BLOCK, *state.zero_blocks))
         self.unreadable: set[int] = set()
+        self.damaged: dict[int, tuple[int, int]] = {}
         self._kept: tuple[int, array.array[int]] = (-1, array.array("I"))
 
     def block(self, number: int) -> bytes:

@@ -127,18 +127,22 @@ def manifest_failure(device: Device, state: State) -> str:
     return ""
 
 
+def boot_records(geometry: Geometry) -> tuple[f.BootHead, f.SlotPointer]:
+    """What the boot block of a volume of ours holds: its first bytes, and the pointer to slot 2."""
+    offset = geometry.slot_offsets[1]
+    pointer = f.SlotPointer(slot2_offset=offset, block_size=geometry.block_size)
+    pointer.checksum = crc32c(pointer.pack()[:-4])
+    return f.BootHead(slot2_sector=min(offset // f.BOOT_SECTOR_SIZE, 0xFFFFFFFF)), pointer
+
+
 def check_boot_block(device: Device, state: State, report: p.Report) -> None:
-    """The boot block of a volume of ours: its first bytes, and the pointer to slot 2."""
+    """The boot block of a volume of ours."""
     raw = device.read(0, f.SLOT_POINTER_OFFSET + f.SlotPointer.SIZE)
     head = f.BootHead.unpack(raw)
-    offset = state.geometry.slot_offsets[1]
-    sector = min(offset // f.BOOT_SECTOR_SIZE, 0xFFFFFFFF)
-    wanted = f.BootHead(slot2_sector=sector)
+    wanted, right = boot_records(state.geometry)
     if head != wanted:
         report.add(p.BOOT_HEAD, f"{wanted.to_text()} wanted, {head.to_text()} found")
     pointer = f.SlotPointer.unpack(raw, f.SLOT_POINTER_OFFSET)
-    right = f.SlotPointer(slot2_offset=offset, block_size=state.geometry.block_size)
-    right.checksum = crc32c(right.pack()[:-4])
     if pointer != right:
         report.add(p.SLOT_POINTER, f"{right.to_text()} wanted, {pointer.to_text()} found")
 

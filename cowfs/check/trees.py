@@ -151,7 +151,11 @@ class _Owner:
 
 
 class TreeWalk:
-    """Walks trees one after the other and enters their blocks into `usage`."""
+    """Walks trees one after the other and enters their blocks into `usage`.
+
+    `untrusted` has the blocks of the checksum tree that are not what their parent says: the checksum wanted and the one
+    found, or None below such a block.
+    """
 
     def __init__(self, reader: BlockReader, report: p.Report) -> None:
         self.reader = reader
@@ -163,6 +167,7 @@ class TreeWalk:
         self.inode_pages: dict[int, InodePage] = {}  # by block
         self.leaf_blocks: dict[int, dict[int, int]] = {BITMAP: {}, CHECKSUMS: {}, REFERENCES: {}}
         self.system_blocks = 0
+        self.untrusted: dict[int, tuple[int, int] | None] = {}
         self._inode_codec = InodeCodec(reader.geometry.order)
         self._leaves_below: dict[int, int] = {}  # by indirect block: leaves below that are no holes
 
@@ -233,7 +238,7 @@ class TreeWalk:
             self.report.add(p.ROOT_NODE, f"checksum tree: {wanted}, {root.size} bytes with {root.levels} levels found")
             if root.levels > f.SYSTEM_LEVEL_MAX:
                 return
-        self._walk_checked(root.ptr, checks, root.levels, 0, fanout)
+        self._walk_checked(root.ptr, checks, root.levels, 0, fanout, trusted=True)
 
     def _walk_checked(
         self,
@@ -242,6 +247,8 @@ class TreeWalk:
         level: int,
         first: int,
         fanout: int,
+        *,
+        trusted: bool,
     ) -> None:
         pages = self.geometry.blocks_of(self.usage.num_blocks * f.CHECKSUM_SIZE)
         for i, (block, wanted) in enumerate(zip(words, checks, strict=True)):
@@ -262,11 +269,14 @@ class TreeWalk:
             found = crc32c(data)
             if found != wanted:
                 self.report.add(p.CHECKSUM_TREE, f"{wanted:#010x} wanted, {found:#010x} found", block=block)
+            if not trusted or found != wanted:
+                self.untrusted[block] = (wanted, found) if trusted else None
             if level == 0:
                 self.leaf_blocks[CHECKSUMS][index] = block
             else:
                 pairs = self.reader.pointers(block)
-                self._walk_checked(pairs[0::2], pairs[1::2], level - 1, index, fanout)
+                below = block not in self.untrusted
+                self._walk_checked(pairs[0::2], pairs[1::2], level - 1, index, fanout, trusted=below)
 
     # --- the general walk ---
 
