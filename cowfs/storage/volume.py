@@ -291,8 +291,13 @@ class Volume:
     def _available(self) -> int:
         """Blocks that can be given out now and are not spoken for by dirty pages that no reserve is for."""
         assert self.spacemap is not None
+        return self.spacemap.available - self._unplaced - self.forest.store_cost
+
+    @property
+    def _unplaced(self) -> int:
+        """Blocks that dirty pages of the trees without a reserve may take."""
         trees = (self.reclaim_tree, self.snapshots, self.snapshot_index, self.settings)
-        return self.spacemap.available - sum(tree.unplaced_max for tree in trees) - self.forest.store_cost
+        return sum(tree.unplaced_max for tree in trees)
 
     def admit(self, blocks: int, tier: Tier = Tier.WRITE) -> None:
         """Before an operation changes anything: makes sure of `blocks` free blocks (its data and its tree copies).
@@ -319,9 +324,9 @@ class Volume:
             self._changes_before = self.tx.changes
 
     def _bring_forward(self) -> bool:
-        """Commits until what was freed may be reused; False if nothing is held back. Raises SpaceShort."""
+        """Commits until what was freed, or counted twice, may be used; False if that is nothing. Raises SpaceShort."""
         assert self.spacemap is not None and self.tx is not None
-        if not (self.spacemap.held or self._in_flight):
+        if not (self.spacemap.held or self._unplaced or self._in_flight):
             return False
         if self._in_flight or not self.inline_commits:
             raise SpaceShort

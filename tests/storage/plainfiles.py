@@ -162,7 +162,7 @@ class PlainFiles:
         self.all[tree].files[number].write(offset, data)
 
     def resize(self, number: int, size: int, tree: int = 0) -> None:
-        tier = Tier.REMOVE if size < self.all[tree].files[number].size else Tier.WRITE
+        tier = Tier.WRITE if size > self.all[tree].files[number].size else Tier.REMOVE
         with self._operation(OPERATION_BLOCKS, tier), self.change(number, tree) as token:
             self.trees.resize(token, size)
         self.all[tree].files[number].resize(size)

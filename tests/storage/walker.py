@@ -81,6 +81,7 @@ class _Walk:
         self.geometry = state.geometry
         self.fanout = state.geometry.block_size // 4
         self.zero = set(state.extension.zero_blocks)
+        self.nowhere = {f.NO_BLOCK, *self.zero}
 
     def run(self) -> None:
         s, e = self.state.superblock, self.state.extension
@@ -106,7 +107,7 @@ class _Walk:
         return self.device.read(self.geometry.block_offset(block), self.geometry.block_size)
 
     def real(self, pointers: Iterable[int]) -> list[int]:
-        return [p for p in pointers if p != f.NO_BLOCK and p not in self.zero]
+        return [p for p in pointers if p not in self.nowhere]
 
     def claim(self, block: int) -> bytes:
         if block in self.state.system or block in self.zero:
@@ -161,12 +162,16 @@ class _Walk:
     def enter(self, pointers: Iterable[int], kind: int, level: int) -> None:
         """Counts a parent for each pointer; what is below a block is counted when the block is met first."""
         parents = self.state.parents
-        for pointer in self.real(pointers):
+        real = self.real(pointers)
+        if max(real, default=0) >= self.geometry.num_blocks:
+            raise WalkError(f"pointer to block {max(real)} of {self.geometry.num_blocks}")
+        if level == 0 and kind != f.KIND_INODES:
+            parents.update(real)
+            return
+        for pointer in real:
             parents[pointer] += 1
             if parents[pointer] > 1:
                 continue
-            if pointer >= self.geometry.num_blocks:
-                raise WalkError(f"pointer to block {pointer} of {self.geometry.num_blocks}")
             if level:
                 self.enter(pointers_from(self.block(pointer), "<"), kind, level - 1)
             elif kind == f.KIND_INODES:
