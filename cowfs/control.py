@@ -206,7 +206,7 @@ async def _info(command: Command, host: Host) -> Reply:
 async def _sync(command: Command, host: Host) -> Reply:
     await host.flush_dirty_pages()
     await host.commit()
-    return {"serial": host.filesystem.volume.superblock.serial}
+    return {"serial": host.filesystem.volume.serial}
 
 
 COMMANDS: dict[str, Callable[[Command, Host], Awaitable[Reply]]] = {"info": _info, "sync": _sync}
@@ -231,7 +231,7 @@ def describe(filesystem: Filesystem) -> Reply:
         "available": space.available * space.block_size,
         "inodes": space.files,
         "inodes_free": space.files_free,
-        "serial": record.serial,
+        "serial": volume.serial,
         "formatted": record.ctime,
         "read_only": volume.read_only,
         "read_only_reason": volume.read_only_reason,

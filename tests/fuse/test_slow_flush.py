@@ -19,6 +19,7 @@ pytestmark = pytest.mark.fuse
 
 FLUSH_SECONDS = 1.0
 ANSWER_SECONDS = 0.05
+STALL_SECONDS = FLUSH_SECONDS / 4  # what a busy machine may add to one answer in twenty; waiting for a flush takes longer
 FILES = 200
 
 
@@ -41,15 +42,15 @@ def slow_mount(place: Place, words: str = "", *, seconds: float = FLUSH_SECONDS)
             place.umount()
 
 
-def slowest(turns: int, act: Callable[[int], object]) -> float:
-    """Seconds that the slowest of some calls takes. They are spread over the time that commits take."""
-    worst = 0.0
+def answers(turns: int, act: Callable[[int], object]) -> list[float]:
+    """Seconds that calls take, the fastest first. They are spread over the time that commits take."""
+    times = []
     for turn in range(turns):
         begin = time.perf_counter()
         act(turn)
-        worst = max(worst, time.perf_counter() - begin)
+        times.append(time.perf_counter() - begin)
         time.sleep(0.01)
-    return worst
+    return sorted(times)
 
 
 @pytest.mark.parametrize("words", ["", "nowriteback"])
@@ -77,19 +78,22 @@ def test_requests_are_answered_during_a_commit(place: Place, words: str) -> None
         thread.start()
         try:
             times = {
-                "stat": slowest(FILES // 2, lambda turn: (root / f"file-{turn}").stat()),
-                "read": slowest(FILES // 2, lambda turn: (root / f"file-{FILES - 1 - turn}").read_bytes()),
-                "write": slowest(100, lambda turn: os.pwrite(target, b"y" * 9000, turn * 7000)),
-                "create": slowest(100, lambda turn: (root / f"new-{turn}").touch()),
-                "mkdir": slowest(50, lambda turn: (root / f"directory-{turn}").mkdir()),
-                "unlink": slowest(50, lambda turn: (root / f"new-{turn}").unlink()),
+                "stat": answers(FILES // 2, lambda turn: (root / f"file-{turn}").stat()),
+                "read": answers(FILES // 2, lambda turn: (root / f"file-{FILES - 1 - turn}").read_bytes()),
+                "write": answers(100, lambda turn: os.pwrite(target, b"y" * 9000, turn * 7000)),
+                "create": answers(100, lambda turn: (root / f"new-{turn}").touch()),
+                "mkdir": answers(50, lambda turn: (root / f"directory-{turn}").mkdir()),
+                "unlink": answers(50, lambda turn: (root / f"new-{turn}").unlink()),
             }
         finally:
             stop.set()
             thread.join()
             os.close(target)
         assert fsyncs >= 2, "commits went on meanwhile"
-        assert max(times.values()) < ANSWER_SECONDS, times
+        worst = {kind: found[-1] for kind, found in times.items()}
+        assert max(worst.values()) < STALL_SECONDS, worst
+        usual = {kind: found[len(found) * 19 // 20] for kind, found in times.items()}
+        assert max(usual.values()) < ANSWER_SECONDS, usual
 
 
 def test_threads_that_sync_at_once_share_commits(place: Place) -> None:
