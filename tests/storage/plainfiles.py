@@ -53,14 +53,13 @@ class Contents:
 
     def write(self, offset: int, data: bytes) -> None:
         self.size = max(self.size, offset + len(data))
-        while data:
-            number, at = divmod(offset, self.PIECE)
-            take = min(self.PIECE - at, len(data))
-            piece = bytearray(self._pieces.get(number, bytes(self.PIECE)))
-            piece[at : at + take] = data[:take]
-            self._pieces[number] = bytes(piece)
-            data = data[take:]
-            offset += take
+        done = 0
+        while done < len(data):
+            number, at = divmod(offset + done, self.PIECE)
+            part = data[done : done + self.PIECE - at]
+            old = self._pieces.get(number, bytes(self.PIECE)) if len(part) < self.PIECE else b""
+            self._pieces[number] = old[:at] + part + old[at + len(part) :]
+            done += len(part)
 
     def resize(self, size: int) -> None:
         if size < self.size:
