@@ -51,13 +51,23 @@ class Flush:
 
 
 @dataclass(frozen=True, slots=True)
+class Fate:
+    """A failed flush: of the writes that no flush covers these entries reached the medium, the others never will.
+
+    The system forgets that they have to be written, and shows them as long as it has them in memory (so does Linux).
+    """
+
+    reached: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Mark:
     """What a user of the device wants to find in the log again."""
 
     subject: object
 
 
-Entry = Write | Flush | Mark
+Entry = Write | Flush | Fate | Mark
 
 
 class RecordingDevice:
@@ -124,8 +134,11 @@ class RecordingDevice:
         """Nothing to keep out."""
 
     def drop_cache(self) -> None:
-        """A flush; what is on the medium is what the system sees."""
+        """A flush; from then on the system sees what is on the medium, which after a failed flush may be something else."""
         self.flush()
+        with self._mutex:
+            if any(isinstance(entry, Fate) for entry in self.log):
+                self._content = bytearray(medium(self.base, self.log).latest())
 
     def close(self) -> None:
         """Log and contents stay."""
@@ -155,49 +168,58 @@ class Fault:
 
 
 class FaultyDevice(RecordingDevice):
-    """Records, counts its calls, and fails where `fault` says."""
+    """Records, counts its calls, and fails where `fault` says. While it is `paused` it neither counts nor fails."""
 
     def __init__(self, image: Buffer, fault: Fault | None = None, *, name: str = "faulty") -> None:
         super().__init__(image, name=name)
         self.fault = fault
+        self.paused = False
         self.calls = {"read": 0, "write": 0, "flush": 0}
-        self.failed = 0
+        self.failures = 0
 
     def read(self, offset: int, length: int) -> bytes:
         """Raises DeviceError where it is told to."""
-        if self._fails("read"):
-            raise self._error(f"read {length} bytes at offset {offset}")
+        fault = self._fault("read")
+        if fault is not None:
+            raise self._error(f"read {length} bytes at offset {offset}", fault)
         return super().read(offset, length)
 
     def write(self, offset: int, pieces: Sequence[Buffer]) -> None:
         """Raises DeviceError where it is told to; then the beginning of the data may be written."""
-        if self._fails("write"):
-            assert self.fault is not None
-            data = b"".join(pieces)
-            if self.fault.written:
-                super().write(offset, [data[: self.fault.written]])
-            raise self._error(f"write {len(data)} bytes at offset {offset}")
-        super().write(offset, pieces)
+        fault = self._fault("write")
+        if fault is None:
+            super().write(offset, pieces)
+            return
+        data = b"".join(pieces)
+        if fault.written:
+            super().write(offset, [data[: fault.written]])
+        raise self._error(f"write {len(data)} bytes at offset {offset}", fault)
 
     def flush(self) -> None:
-        """Raises DeviceError where it is told to; then no write is sure to be on the medium."""
-        if self._fails("flush"):
-            raise self._error("flush it")
-        super().flush()
+        """Raises DeviceError where it is told to; then some writes are on the medium, and others never will be."""
+        fault = self._fault("flush")
+        if fault is None:
+            super().flush()
+            return
+        rng = random.Random(fault.at)
+        with self._mutex:
+            reached = [place for place, _ in _pending(self.log) if rng.random() < 0.5]
+            self.log.append(Fate(frozenset(reached)))
+        raise self._error("flush it", fault)
 
-    def _fails(self, kind: str) -> bool:
+    def _fault(self, kind: str) -> Fault | None:
+        if self.paused:
+            return None
         number = self.calls[kind]
         self.calls[kind] += 1
         fault = self.fault
-        fails = (
-            fault is not None and kind == fault.kind and (number == fault.at or (fault.lasting and number > fault.at))
-        )
-        self.failed += fails
-        return fails
+        if fault is None or fault.kind != kind or number < fault.at or (number > fault.at and not fault.lasting):
+            return None
+        self.failures += 1
+        return fault
 
-    def _error(self, action: str) -> DeviceError:
-        assert self.fault is not None
-        return DeviceError(f"{self.name}: cannot {action}: {self.fault.reason}")
+    def _error(self, action: str, fault: Fault) -> DeviceError:
+        return DeviceError(f"{self.name}: cannot {action}: {fault.reason}")
 
 
 # --- what a power cut leaves ---
@@ -229,14 +251,37 @@ def cuts(base: Buffer, log: Sequence[Entry]) -> Iterator[Cut]:
     pending: list[tuple[int, Write]] = []
     yield Cut(0, None, durable, [])
     for number, entry in enumerate(log):
-        if isinstance(entry, Write):
-            pending.append((number, entry))
-        elif isinstance(entry, Flush):
-            for place, write in pending:
-                if place < entry.covers:
-                    _apply(durable, write)
-            pending = [(place, write) for place, write in pending if place >= entry.covers]
+        pending, arrived = _follow(pending, number, entry)
+        for write in arrived:
+            _apply(durable, write)
         yield Cut(number + 1, entry, durable, [write for _, write in pending])
+
+
+def medium(base: Buffer, log: Sequence[Entry]) -> Cut:
+    """The place behind the whole log."""
+    *_, last = cuts(base, log)
+    return last
+
+
+def _pending(log: Sequence[Entry]) -> list[tuple[int, Write]]:
+    """The writes of a log, with their places, that may reach the medium or not."""
+    pending: list[tuple[int, Write]] = []
+    for number, entry in enumerate(log):
+        pending, _ = _follow(pending, number, entry)
+    return pending
+
+
+def _follow(pending: list[tuple[int, Write]], number: int, entry: Entry) -> tuple[list[tuple[int, Write]], list[Write]]:
+    """What an entry makes of the pending writes: those that are pending then, and those that are on the medium for sure."""
+    match entry:
+        case Write():
+            return [*pending, (number, entry)], []
+        case Flush(covers):
+            arrived = [write for place, write in pending if place < covers]
+            return [(place, write) for place, write in pending if place >= covers], arrived
+        case Fate(reached):
+            return [], [write for place, write in pending if place in reached]
+    return pending, []
 
 
 @dataclass(frozen=True, slots=True)

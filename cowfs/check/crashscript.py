@@ -4,7 +4,7 @@ A script is a row of steps, one a line or with `;` between them. Paths are absol
 
     create PATH | mkdir PATH | symlink PATH TARGET | link OLD NEW | unlink PATH | rmdir PATH | rename OLD NEW
     exchange ONE OTHER | write PATH OFFSET SIZE | append PATH SIZE | truncate PATH SIZE | chmod PATH OCTAL
-    setxattr PATH NAME SIZE | removexattr PATH NAME
+    setxattr PATH NAME SIZE | removexattr PATH NAME | read PATH | list PATH
     hold PATH        opens the file and keeps it open; release PATH (the path it was opened by) closes it
     sync             fsync(2): a commit, with a manifest where that is possible
     commit           a commit without one, as the timer makes it
@@ -30,7 +30,7 @@ from collections.abc import Callable
 from typing import Final
 
 from cowfs.check.crashdevice import RecordingDevice
-from cowfs.check.crashtest import Synced, TreeState, WatchedVolume, open_watched, read_tree
+from cowfs.check.crashtest import Ended, Synced, TreeState, WatchedVolume, observe, open_watched
 from cowfs.errors import CowfsError, InvalidArgument, NoSpace, NotFound, SpaceShort
 from cowfs.fs import RENAME_EXCHANGE, Caller, Filesystem
 from cowfs.ondisk import format as f
@@ -115,8 +115,7 @@ class ScriptRun:
         except Killed:
             self.performed["killed"] += 1
             self._calls_left = -1
-            self.stop()
-            self.filesystem = self._open()
+            self.reopen()
         else:
             self.performed[word] += 1
 
@@ -150,6 +149,11 @@ class ScriptRun:
         """The paths by which files are held."""
         return [path for path, numbers in self._held.items() if numbers]
 
+    def reopen(self) -> None:
+        """A new process opens the volume. Raises what that raises; then there is none."""
+        self.stop()
+        self.filesystem = self._open()
+
     def stop(self) -> None:
         """The process is no more: what it has not written yet is gone."""
         self._in_flight = None
@@ -162,6 +166,7 @@ class ScriptRun:
 
     def _open(self) -> Filesystem:
         while True:
+            self.device.mark(Ended())
             try:
                 filesystem = open_watched(self.device, clock=self._clock, volume_class=self._volume_class)
             except Killed:
@@ -251,8 +256,9 @@ class ScriptRun:
     # --- steps: commits and processes ---
 
     def _do_sync(self) -> None:
+        self.filesystem.volume.check_writable()
         self._finish()
-        self._waiting = read_tree(self.filesystem)
+        self._waiting = observe(self.filesystem)
         if self.filesystem.volume.dirty:
             self._commit(complete=False)
         else:
@@ -273,8 +279,7 @@ class ScriptRun:
         self._reclaim()
 
     def _do_kill(self) -> None:
-        self.stop()
-        self.filesystem = self._open()
+        self.reopen()
 
     def _do_die(self, count: str) -> None:
         self._calls_left = int(count)
@@ -286,8 +291,7 @@ class ScriptRun:
                 self.filesystem.unhold(ino)
         self._held.clear()
         self.filesystem.close()
-        self.stop()
-        self.filesystem = self._open()
+        self.reopen()
 
     # --- steps: files ---
 
@@ -344,6 +348,13 @@ class ScriptRun:
     def _do_removexattr(self, path: str, name: str) -> None:
         self.filesystem.removexattr(self.inode_number(path), name.encode())
 
+    def _do_read(self, path: str) -> None:
+        self.read_bytes(path)
+
+    def _do_list(self, path: str) -> None:
+        for _, _, _, attributes in self.filesystem.listing(self.inode_number(path)).entries():
+            attributes()
+
     def _do_hold(self, path: str) -> None:
         ino = self.inode_number(path)
         self.filesystem.hold(ino)
@@ -357,7 +368,7 @@ class ScriptRun:
 
 _ARGUMENTS: Final[dict[str, tuple[int, ...]]] = {
     **dict.fromkeys(("sync", "commit", "publish", "reclaim", "kill", "remount"), (0,)),
-    **dict.fromkeys(("create", "mkdir", "unlink", "rmdir", "hold", "release", "die"), (1,)),
+    **dict.fromkeys(("create", "mkdir", "unlink", "rmdir", "read", "list", "hold", "release", "die"), (1,)),
     **dict.fromkeys(("symlink", "link", "rename", "exchange", "append", "truncate", "chmod", "removexattr"), (2,)),
     **dict.fromkeys(("write", "setxattr"), (3,)),
     "seal": (0, 1),

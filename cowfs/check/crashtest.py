@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import random
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -73,6 +73,18 @@ def read_tree(filesystem: Filesystem) -> TreeState:
     return TreeState(tuple(lines), hashlib.sha256("\n".join(lines).encode()).digest()[:16])
 
 
+def observe(filesystem: Filesystem) -> TreeState:
+    """The tree of files that a test looks at: a faulty device does not fail meanwhile."""
+    device = filesystem.volume.device
+    if not isinstance(device, c.FaultyDevice):
+        return read_tree(filesystem)
+    device.paused = True
+    try:
+        return read_tree(filesystem)
+    finally:
+        device.paused = False
+
+
 def _line(filesystem: Filesystem, ino: int) -> tuple[str, bool]:
     a = filesystem.getattr(ino)
     words = [
@@ -107,14 +119,19 @@ def _short(value: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A process is about to open the volume, and finds this."""
+    """A process has opened the volume, with a commit of its own, and found this."""
 
     tree: TreeState
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """The process is no more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sealed:
-    """Commit `serial` was sealed with this; None: with what the process found when it opened the volume."""
+    """Commit `serial` was sealed with this; None: with what the process finds, or has found, when it opens the volume."""
 
     serial: int
     tree: TreeState | None
@@ -159,12 +176,12 @@ class WatchedVolume(Volume):
 def open_watched(
     device: c.RecordingDevice, *, clock: Callable[[], int], volume_class: type[WatchedVolume] = WatchedVolume
 ) -> Filesystem:
-    """Opens the volume on a recording device as a new process would, and marks what that finds."""
-    device.mark(Opened(_found(c.RecordingDevice(device.image()))))
+    """Opens the volume on a recording device as a new process would, and marks what it finds."""
     volume = volume_class.open(device, clock=clock)
     assert isinstance(volume, WatchedVolume)
+    device.mark(Opened(_found(c.RecordingDevice(device.image()))))
     filesystem = Filesystem(volume, clock=clock)
-    volume.observe = lambda: read_tree(filesystem)
+    volume.observe = lambda: observe(filesystem)
     return filesystem
 
 
@@ -307,34 +324,40 @@ def _same(wanted: TreeState, found: TreeState, text: str) -> None:
 class _Allowed:
     """What a medium may hold: the state published last, and those sealed since then."""
 
-    settled: TreeState | None = None
-    found: TreeState | None = None
+    settled: TreeState
     sealed: dict[int, TreeState] = field(default_factory=dict)
     by_serial: dict[int, TreeState] = field(default_factory=dict)
+    found: TreeState | None = None
+    opening: int = 0  # serial of the commit that a process makes when it opens the volume
 
     def follow(self, subject: object) -> None:
         """Takes notice of a mark. Raises CrashFailure where it cannot be true."""
         match subject:
             case Opened(tree):
-                if self.settled is None:
-                    self.settled = tree
                 self.require(tree, "a new process finds something else")
-                self.found = tree
+                self.settled = self.found = self.by_serial[self.opening] = tree
+                self.sealed = {}
+            case Sealed(serial, None) if self.found is None:
+                self.opening = serial
             case Sealed(serial, tree):
                 state = tree or self.found
                 assert state is not None
                 self.sealed[serial] = self.by_serial[serial] = state
-            case Published(serial):
+            case Published(serial) if self.found is not None:
                 self.settled = self.sealed[serial]
                 self.sealed = {}
+            case Ended():
+                self.found = None
             case Synced(tree):
-                assert self.settled is not None
                 _same(self.settled, tree, "a sync returned without a commit")
+
+    def states(self) -> list[TreeState]:
+        """All of them."""
+        return [self.settled, *self.sealed.values()]
 
     def require(self, tree: TreeState, text: str) -> None:
         """Raises CrashFailure unless a medium may hold `tree`."""
-        assert self.settled is not None
-        states = [self.settled, *self.sealed.values()]
+        states = self.states()
         if all(tree.digest != state.digest for state in states):
             wanted = "" if len(states) == 1 else f"one of {len(states)} states; the nearest: "
             nearest = min(states, key=lambda state: len(set(state.lines) ^ set(tree.lines)))
@@ -347,11 +370,17 @@ def verify(
     *,
     seed: int | str = 0,
     thoroughness: c.Thoroughness | None = None,
+    inherited: Iterable[TreeState] = (),
+    start: int = 0,
     about: str = "",
 ) -> None:
-    """Looks at what a power cut could leave at every place of a recording. Raises CrashFailure; `about` goes into it."""
+    """Looks at what a power cut could leave at every place of a recording. Raises CrashFailure; `about` goes into it.
+
+    `inherited`: what the first image may hold, too, if it is itself what a power cut left. `start`: the first entries of
+    the log behind which no power cut is tried.
+    """
     rng = random.Random(f"{seed}")
-    allowed = _Allowed()
+    allowed = _begin(device.base, inherited)
     thoroughness = thoroughness or c.Thoroughness()
 
     def require(verdict: Verdict) -> None:
@@ -365,10 +394,9 @@ def verify(
         try:
             if isinstance(cut.entry, c.Mark):
                 allowed.follow(cut.entry.subject)
-                if isinstance(cut.entry.subject, Sealed):
+                if isinstance(cut.entry.subject, Sealed | Ended):
                     continue
-            if allowed.settled is None:
-                _note_base(device.base, allowed)
+            if cut.position < start:
                 continue
             for image in c.crash_images(cut, thoroughness, rng):
                 text = image.text
@@ -380,16 +408,26 @@ def verify(
             raise CrashFailure(": ".join(part for part in (about, where, text, str(failure)) if part)) from None
 
 
-def _note_base(base: bytes, allowed: _Allowed) -> None:
-    """What the slots of the first image name: the newest what is found there, and the other the same if it is equal."""
+def allowed_states(device: c.RecordingDevice, position: int, inherited: Iterable[TreeState] = ()) -> list[TreeState]:
+    """What a power cut behind `position` entries may leave."""
+    allowed = _begin(device.base, inherited)
+    for entry in device.log[:position]:
+        if isinstance(entry, c.Mark):
+            allowed.follow(entry.subject)
+    return allowed.states()
+
+
+def _begin(base: bytes, inherited: Iterable[TreeState]) -> _Allowed:
+    """What the first image holds. Its slots name that, too: the one that counts, and the other one if it is equal."""
     device = c.RecordingDevice(base)
+    allowed = _Allowed(_found(device), dict(enumerate(inherited, -1 << 32)))
     slots = read_slots(device).valid()
     if manifest_failure(device, slots[0]):
         del slots[0]
-    tree = _found(device)
     for slot in slots:
         if _same_roots(slot, slots[0]):
-            allowed.by_serial[slot.superblock.serial] = tree
+            allowed.by_serial[slot.superblock.serial] = allowed.settled
+    return allowed
 
 
 def _same_roots(one: State, other: State) -> bool:

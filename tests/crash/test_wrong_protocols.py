@@ -13,7 +13,7 @@ from workloads import image_after, record
 
 from cowfs.check.crashdevice import RecordingDevice, Thoroughness, crash_images, cuts
 from cowfs.check.crashscript import ScriptRun
-from cowfs.check.crashtest import CrashFailure, Judge, Opened, TreeState, WatchedVolume, read_tree, verify
+from cowfs.check.crashtest import CrashFailure, Ended, Judge, TreeState, WatchedVolume, read_tree, verify
 from cowfs.errors import Corrupt
 from cowfs.fs import Filesystem
 from cowfs.fs.core import Core
@@ -190,7 +190,7 @@ class TrustingDevice(RecordingDevice):
     opening = False
 
     def mark(self, subject: object) -> None:
-        self.opening |= isinstance(subject, Opened)
+        self.opening |= isinstance(subject, Ended)
         super().mark(subject)
 
     def write(self, offset: int, pieces: Sequence[Buffer]) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 
 from cowfs.check.crashdevice import Mark, RecordingDevice, Thoroughness, crash_images, cuts
 from cowfs.check.crashscript import START, ScriptRun
-from cowfs.check.crashtest import Judge, WatchedVolume, verify
+from cowfs.check.crashtest import Judge, TreeState, WatchedVolume, allowed_states, verify
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage import blockio
 from cowfs.storage.device import MemoryDevice
@@ -295,6 +295,7 @@ class LongRun:
         self.judge = judge
         self.thoroughness = thoroughness
         self.image = empty_image(512, blocks)
+        self.inherited: list[TreeState] = []
         self.performed: Counter[str] = Counter()
         self.refused: Counter[int] = Counter()
         self.sessions = 0
@@ -316,11 +317,17 @@ class LongRun:
         self.performed += run.performed
         self.refused += run.refused
         self.sessions += 1
-        verify(device, self.judge, seed=self.seed, thoroughness=self.thoroughness, about=about)
+        verify(
+            device,
+            self.judge,
+            seed=self.seed,
+            thoroughness=self.thoroughness,
+            inherited=self.inherited,
+            about=about,
+        )
         self.judge.forget()
-        places = [cut for cut in cuts(device.base, device.log) if not isinstance(cut.entry, Mark) and cut.entry]
-        at = self.rng.randrange(len(places))
-        for cut in cuts(device.base, device.log):
-            if cut.position == places[at].position:
-                images = list(crash_images(cut, self.thoroughness, self.rng))
-                self.image = self.rng.choice(images).data
+        places = [position for position, entry in enumerate(device.log, 1) if not isinstance(entry, Mark)]
+        position = self.rng.choice(places)
+        cut = next(cut for cut in cuts(device.base, device.log) if cut.position == position)
+        self.image = self.rng.choice(list(crash_images(cut, self.thoroughness, self.rng))).data
+        self.inherited = allowed_states(device, position, self.inherited)
