@@ -18,7 +18,7 @@ from cowfs.ondisk.checksums import crc32c
 from cowfs.ondisk.geometry import pointers_from
 
 _READ_BYTES: Final = 1 << 20
-_IS_USED: Final = bytes([0]) + bytes([1]) * 255
+IS_USED: Final = bytes([0]) + bytes([1]) * 255
 _AS_DIGIT: Final = b"0" + b"1" * 255
 _CHECKSUM_ROLES: Final = frozenset(role_of(CHECKSUMS, level) for level in range(f.SYSTEM_LEVEL_MAX + 1))
 _HAS_CHECKSUM: Final = bytes(0 if role == 0 or role in _CHECKSUM_ROLES else 1 for role in range(256))

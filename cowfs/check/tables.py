@@ -11,7 +11,7 @@ from cowfs.check.trees import FileTree
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
 
-_KNOWN_FLAGS = f.SNAPSHOT_WRITABLE | f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PROTECTED
+KNOWN_FLAGS = f.SNAPSHOT_WRITABLE | f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PROTECTED
 
 
 def snapshot_records(reader: BlockReader, root: f.RootNode) -> Iterator[tuple[int, f.SnapshotRecord]]:
@@ -96,7 +96,7 @@ def _check_chains(report: p.Report, entries: dict[int, f.SnapshotIndexEntry], sl
 def _record_failure(record: f.SnapshotRecord, extension: f.Extension) -> str:
     if record.id >= extension.snapshot_id:
         return f"id {record.id}, but the next one is {extension.snapshot_id}"
-    if record.flags & ~_KNOWN_FLAGS:
+    if record.flags & ~KNOWN_FLAGS:
         return f"unknown flags {record.flags:#x}"
     least = 0 if record.flags & f.SNAPSHOT_INTERNAL else 1
     if not least <= record.name_length <= f.SNAPSHOT_NAME_MAX or record.description_length > f.SNAPSHOT_DESCRIPTION_MAX:

@@ -61,12 +61,17 @@ def role_of(kind: int, level: int) -> int:
     return kind << _LEVEL_BITS | level + 1
 
 
+def role_parts(role: int) -> tuple[int, int]:
+    """Kind and level of a role."""
+    return role >> _LEVEL_BITS, (role & (1 << _LEVEL_BITS) - 1) - 1
+
+
 def role_name(role: int) -> str:
     """A role in words."""
     if role == ZERO_ROLE:
         return "zero block"
-    level = (role & (1 << _LEVEL_BITS) - 1) - 1
-    return f"{KIND_NAMES[role >> _LEVEL_BITS]} level {level}"
+    kind, level = role_parts(role)
+    return f"{KIND_NAMES[kind]} level {level}"
 
 
 class Usage:

@@ -1,4 +1,4 @@
-"""Commands for a volume in an image or behind a mount: `info`, `check`, `dump`."""
+"""Commands for a volume in an image or behind a mount: `info`, `dump`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 from cowfs import control
 from cowfs.cli.output import printable, require_mount, show_json, show_table, size_text, time_text
-from cowfs.errors import Busy, CowfsError
+from cowfs.errors import Busy
 from cowfs.fuse import mounts
 
 if TYPE_CHECKING:
@@ -22,16 +22,18 @@ EXIT_OPERATIONAL = 8
 
 
 @contextlib.contextmanager
-def unmounted(image: str) -> Iterator[FileDevice]:
-    """The device of an image that nobody is writing to. Raises Busy, DeviceError."""
+def unmounted(image: str, *, writable: bool = False) -> Iterator[FileDevice]:
+    """The device of an image that nobody is writing to, or, to be `writable`, using. Raises Busy, DeviceError."""
     from cowfs.storage.device import FileDevice
 
     found = [mount for mount in mounts.of_image(image) if not mounts.is_dead(mount)]
     if found:
         raise Busy(f"{image} is mounted on {found[0].mountpoint}")
-    device = FileDevice.open(image, read_only=True)
+    device = FileDevice.open(image, read_only=not writable)
     try:
-        device.lock(exclusive=False)
+        device.lock(exclusive=writable)
+        if writable:
+            device.drop_cache()  # a killed daemon may have left there what is not on the medium
         yield device
     finally:
         device.close()
@@ -86,30 +88,6 @@ def _info_rows(reply: control.Reply) -> list[tuple[str, str]]:
         if reply["read_only"]:
             rows.append(("read-only", reply["read_only_reason"]))
     return rows + [("note", note) for note in reply["notes"]]
-
-
-@click.command()
-@click.argument("image", type=click.Path(readable=False))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check(image: str, as_json: bool) -> int:
-    """Check all of the volume in IMAGE; changes nothing.
-
-    Exit codes, as fsck(8): 0 clean, 4 errors found, 8 the check could not be made, as on a mounted image.
-    """
-    from cowfs.check import check_device
-
-    try:
-        with unmounted(image) as device:
-            report = check_device(device)
-    except CowfsError as error:
-        click.echo(f"cowfs: {error}", err=True)
-        return EXIT_OPERATIONAL
-    if as_json:
-        show_json(report.to_json())
-    else:
-        for line in report.to_text():
-            click.echo(printable(line))
-    return report.exit_code
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from cowfs import __version__
-from cowfs.cli import image, mount
+from cowfs.cli import check, image, mount
 from cowfs.errors import CowfsError
 
 EXIT_FAILURE = 1
@@ -45,7 +45,7 @@ def program() -> None:
     """
 
 
-for _command in (mount.mount, mount.umount, mount.sync, image.info, image.check, image.dump):
+for _command in (mount.mount, mount.umount, mount.sync, image.info, check.check, image.dump):
     program.add_command(_command)
 
 

@@ -1,0 +1,108 @@
+"""The command `check`: examine a volume, and repair it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from cowfs.cli.image import EXIT_OPERATIONAL, unmounted
+from cowfs.cli.output import printable, show_json
+from cowfs.errors import CowfsError, InvalidArgument
+
+if TYPE_CHECKING:
+    from cowfs.check.repair import Repair
+
+
+@click.command()
+@click.argument("image", type=click.Path(readable=False))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--superblock",
+    type=click.Choice(["1", "2"]),
+    help="Look at the state of superblock slot N; with --repair, go back to it.",
+    metavar="N",
+)
+@click.option("--repair", is_flag=True, help="Repair what can be repaired, in one commit.")
+@click.option("--dry-run", is_flag=True, help="With --repair: only say what would be done.")
+@click.option(
+    "--to",
+    "target",
+    type=click.Path(readable=False),
+    metavar="NEW",
+    help="With --repair: leave IMAGE alone, and write the repaired volume to the new file NEW.",
+)
+@click.option(
+    "--zero-bad-blocks",
+    is_flag=True,
+    help="With --repair: file data that is lost becomes zeros; without, reading it stays an error.",
+)
+def check(
+    image: str,
+    as_json: bool,
+    superblock: str | None,
+    repair: bool,
+    dry_run: bool,
+    target: str | None,
+    zero_bad_blocks: bool,
+) -> int:
+    """Check all of the volume in IMAGE; changes nothing unless --repair is given.
+
+    A repair is a commit like any other: until the next one the old state stays in the other superblock slot. It is written
+    only if it leaves fewer problems than there were. Exit codes, as fsck(8): 0 clean, 1 all problems corrected, 4 problems
+    found, or left by a repair, 8 the check could not be made, as on a mounted image.
+    """
+    if not repair and (dry_run or target or zero_bad_blocks):
+        raise click.UsageError("--dry-run, --to and --zero-bad-blocks go with --repair")
+    number = int(superblock) if superblock else None
+    try:
+        if repair:
+            return _show_repair(_repair(image, number, dry_run, target, zero_bad_blocks), dry_run, as_json)
+        from cowfs.check import check_device
+
+        with unmounted(image) as device:
+            report = check_device(device, superblock=number)
+    except CowfsError as error:
+        click.echo(f"cowfs: {error}", err=True)
+        return EXIT_OPERATIONAL
+    if as_json:
+        show_json(report.to_json())
+    else:
+        for line in report.to_text():
+            click.echo(printable(line))
+    return report.exit_code
+
+
+def _repair(image: str, superblock: int | None, dry_run: bool, target: str | None, zero_bad_blocks: bool) -> Repair:
+    from cowfs.check.repair import copy_device, plan_repair
+    from cowfs.storage.device import FileDevice
+
+    if target is not None and os.path.lexists(target):
+        raise InvalidArgument(f"{target} exists")
+    with unmounted(image, writable=not dry_run and target is None) as device:
+        plan = plan_repair(device, superblock=superblock, zero_bad_blocks=zero_bad_blocks)
+        if dry_run or not plan.slots:
+            return plan
+        if target is None:
+            plan.apply(device)
+            return plan
+        copy = FileDevice.create(target, max(device.size(), plan.device_size))
+        try:
+            copy_device(device, copy)
+            plan.apply(copy)
+        except BaseException:
+            os.unlink(target)
+            raise
+        finally:
+            copy.close()
+    return plan
+
+
+def _show_repair(plan: Repair, dry_run: bool, as_json: bool) -> int:
+    if as_json:
+        show_json(plan.to_json(dry_run=dry_run))
+    else:
+        for line in plan.to_text(dry_run=dry_run):
+            click.echo(printable(line))
+    return plan.exit_code
