@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cowfs.cli.image import EXIT_OPERATIONAL, unmounted
 from cowfs.cli.output import printable, show_json
+from cowfs.cli.target import unmounted
 from cowfs.errors import CowfsError, InvalidArgument
 
 if TYPE_CHECKING:
     from cowfs.check.repair import Repair
+
+EXIT_OPERATIONAL = 8
+"""fsck(8)'s code for a check that could not be made."""
 
 
 @click.command()

@@ -2,41 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import click
 
 from cowfs import control
-from cowfs.cli.output import printable, require_mount, show_json, show_table, size_text, time_text
-from cowfs.errors import Busy
-from cowfs.fuse import mounts
-
-if TYPE_CHECKING:
-    from cowfs.storage.device import FileDevice
-
-EXIT_OPERATIONAL = 8
-"""fsck(8)'s code for a check that could not be made."""
-
-
-@contextlib.contextmanager
-def unmounted(image: str, *, writable: bool = False) -> Iterator[FileDevice]:
-    """The device of an image that nobody is writing to, or, to be `writable`, using. Raises Busy, DeviceError."""
-    from cowfs.storage.device import FileDevice
-
-    found = [mount for mount in mounts.of_image(image) if not mounts.is_dead(mount)]
-    if found:
-        raise Busy(f"{image} is mounted on {found[0].mountpoint}")
-    device = FileDevice.open(image, read_only=not writable)
-    try:
-        device.lock(exclusive=writable)
-        if writable:
-            device.drop_cache()  # a killed daemon may have left there what is not on the medium
-        yield device
-    finally:
-        device.close()
+from cowfs.cli.output import printable, show_json, show_table, size_text, time_text
+from cowfs.cli.target import carry_out, unmounted
 
 
 @click.command()
@@ -44,24 +14,11 @@ def unmounted(image: str, *, writable: bool = False) -> Iterator[FileDevice]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(target: str, as_json: bool) -> None:
     """Show what a volume is, how full it is, and where it is mounted."""
-    reply = _describe(target)
+    reply = carry_out(target, control.INFO)
     if as_json:
         show_json(reply)
     else:
         show_table(_info_rows(reply))
-
-
-def _describe(target: str) -> control.Reply:
-    if os.path.isdir(target) or mounts.at(target) is not None:
-        return control.send(require_mount(target).mountpoint, control.INFO)
-    for mount in mounts.of_image(target):
-        if not mounts.is_dead(mount):
-            return control.send(mount.mountpoint, control.INFO)
-    from cowfs.fs import Filesystem
-    from cowfs.storage.volume import Volume
-
-    with unmounted(target) as device:
-        return control.run(control.INFO, control.Offline(Filesystem(Volume.open(device, read_only=True))))
 
 
 def _info_rows(reply: control.Reply) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from cowfs import __version__
-from cowfs.cli import check, image, mount
+from cowfs.cli import check, image, mount, snapshot
 from cowfs.errors import CowfsError
 
 EXIT_FAILURE = 1
@@ -45,7 +45,16 @@ def program() -> None:
     """
 
 
-for _command in (mount.mount, mount.umount, mount.sync, image.info, check.check, image.dump):
+for _command in (
+    mount.mount,
+    mount.umount,
+    mount.sync,
+    image.info,
+    check.check,
+    image.dump,
+    snapshot.snapshot,
+    snapshot.rollback,
+):
     program.add_command(_command)
 
 

@@ -60,6 +60,7 @@ class Core:
         self._atime = atime
         self._geometry = volume.geometry
         self._trees = volume.trees
+        self.node_bits = 0  # for the door: what its numbers for this tree's inodes have above the inode number
         self._users: dict[int, int] = {}
         self._orphans: OrphanList | None = None
         self._late_orphans: set[int] = set()  # without users, but there was no space to free them
@@ -99,6 +100,9 @@ class Core:
         """The tree is no more, or no more this one: the object takes no part in commits any longer."""
         if self._write_back in self.volume.before_seal:
             self.volume.before_seal.remove(self._write_back)
+        self._orphans = None
+        self._late_orphans.clear()
+        self.inodes = _Gone()  # type: ignore[assignment]
 
     def free_orphans(self) -> None:
         """Frees the orphans without users; what there is no space for waits for the next call, or mount."""
@@ -208,6 +212,13 @@ class Core:
             raise Exists
         if len(name) > f.SHORT_NAME_MAX:
             self._names.prepare()
+
+
+class _Gone:
+    """Stands in for the inodes of a tree that is no more."""
+
+    def __getattr__(self, name: str) -> object:
+        raise Stale("the tree is no more")
 
 
 def check_name(name: bytes) -> None:

@@ -7,6 +7,7 @@ position 0 starts the reply again. `docs/CONTROL.md` has the grammar.
 
 from __future__ import annotations
 
+import builtins
 import errno
 import logging
 import os
@@ -16,12 +17,18 @@ import time
 import pyfuse3
 
 from cowfs import control
+from cowfs.control import commands
+from cowfs.control.host import Host
 from cowfs.errors import CowfsError, NotADirectory, NotFound, NotPermitted
 from cowfs.fs.attributes import Attributes
+from cowfs.fs.snapshot import Snapshots
 from cowfs.fuse import convert
+from cowfs.fuse.handlers import DirectoryHandle
+from cowfs.fuse.trees import SnapshotFolder, Trees
 
 DIRECTORY_NODE = convert.CONTROL_NODES | 1
 FILE_NODE = convert.CONTROL_NODES | 2
+FOLDER_NODE = convert.CONTROL_NODES | 3
 _BLOCK_SIZE = 4096
 
 log = logging.getLogger(__name__)
@@ -30,7 +37,7 @@ log = logging.getLogger(__name__)
 class ControlHandle:
     """One open descriptor of the control file: the reply to its last command, and how much of it was read."""
 
-    def __init__(self, host: control.Host) -> None:
+    def __init__(self, host: Host) -> None:
         self._host = host
         self._reply: bytes | None = None
         self._position = 0
@@ -40,7 +47,7 @@ class ControlHandle:
         self._reply, self._position = b"", 0
         try:
             command = control.parse(data)
-            reply = await control.execute(command, self._host)
+            reply = await commands.execute(command, self._host)
             if command != control.INFO:
                 log.info("command: %s", command.to_json().decode())
         except CowfsError as error:
@@ -56,7 +63,7 @@ class ControlHandle:
     def read(self, offset: int, size: int) -> bytes:
         """The next piece of the reply; before the first command, of that to `info`."""
         if self._reply is None:
-            self._reply = control.encode_reply(control.run(control.INFO, self._host))
+            self._reply = control.encode_reply(commands.run(control.INFO, self._host))
         if offset == 0:
             self._position = 0
         piece = self._reply[self._position : self._position + size]
@@ -65,25 +72,36 @@ class ControlHandle:
 
 
 class ControlDirectory:
-    """The two nodes. They belong to the mounting user."""
+    """The nodes of the control directory. They belong to the mounting user. `folder` is that of the snapshots, if any."""
 
-    def __init__(self, host: control.Host) -> None:
+    def __init__(self, host: Host, trees: Trees, snapshots: Snapshots | None) -> None:
         self._host = host
         self._uid, self._gid = os.getuid(), os.getgid()
         self._time = time.time_ns()
+        self.folder: SnapshotFolder | None = None
+        if snapshots is not None:
+            self.folder = SnapshotFolder(FOLDER_NODE, trees, snapshots, (self._uid, self._gid), self._time)
 
     def lookup(self, node: int, name: bytes) -> pyfuse3.EntryAttributes:
         """The entry of a name in the control directory."""
-        if node != DIRECTORY_NODE:
+        if node not in (DIRECTORY_NODE, FOLDER_NODE):
             raise NotADirectory
         if name == b".":
-            return self.entry(DIRECTORY_NODE)
+            return self.entry(node)
+        if node == FOLDER_NODE:
+            if name == b"..":
+                return self.entry(DIRECTORY_NODE)
+            raise NotFound
+        if name == control.SNAPSHOTS_NAME and self.folder is not None:
+            return self.entry(FOLDER_NODE)
         if name == control.FILE_NAME:
             return self.entry(FILE_NODE)
         raise NotFound
 
     def entry(self, node: int) -> pyfuse3.EntryAttributes:
         """Attributes of one of the nodes."""
+        if node == FOLDER_NODE and self.folder is not None:
+            return convert.entry(self.folder.attributes(), node)
         if node == DIRECTORY_NODE:
             mode, links = stat.S_IFDIR | 0o555, 2
         elif node == FILE_NODE:
@@ -92,14 +110,25 @@ class ControlDirectory:
             raise NotFound
         times = (self._time,) * 4
         attributes = Attributes(node, 0, mode, links, self._uid, self._gid, 0, 0, 0, *times, _BLOCK_SIZE)
-        result = convert.entry(attributes)
+        result = convert.entry(attributes, node)
         if node == FILE_NODE:
             result.attr_timeout = 0.0  # the kernel takes what is written for its size
         return result
 
-    def names(self) -> list[tuple[bytes, int]]:
-        """What a listing of the directory shows."""
-        return [(b".", DIRECTORY_NODE), (b"..", DIRECTORY_NODE), (control.FILE_NAME, FILE_NODE)]
+    def list(self, handle: DirectoryHandle, start: int, token: pyfuse3.ReaddirToken) -> None:
+        """Replies to readdir from cookie `start` on. The names of trees come without attributes: who wants those asks."""
+        if start == 0 or handle.names is None:
+            handle.names = self._names(handle.node)
+        for number, (name, node) in enumerate(handle.names[start:], start + 1):
+            entry = self.entry(node) if node else _name_only()
+            if not pyfuse3.readdir_reply(token, name, entry, number):
+                return
+
+    def _names(self, node: int) -> builtins.list[tuple[bytes, int]]:
+        if node == FOLDER_NODE and self.folder is not None:
+            return [(b".", FOLDER_NODE), (b"..", DIRECTORY_NODE), *((name, 0) for name in self.folder.names())]
+        names = [(b".", DIRECTORY_NODE), (b"..", DIRECTORY_NODE), (control.FILE_NAME, FILE_NODE)]
+        return names if self.folder is None else [*names, (control.SNAPSHOTS_NAME, FOLDER_NODE)]
 
     def open(self, node: int, uid: int) -> ControlHandle:
         """A descriptor for commands. Root and the mounting user may command."""
@@ -108,3 +137,11 @@ class ControlDirectory:
         if uid not in (0, self._uid):
             raise NotPermitted
         return ControlHandle(self._host)
+
+
+def _name_only() -> pyfuse3.EntryAttributes:
+    """A directory of which a listing says the name and the type only, so that listing 100,000 trees opens none."""
+    result = pyfuse3.EntryAttributes()
+    result.st_ino = 0
+    result.st_mode = stat.S_IFDIR
+    return result

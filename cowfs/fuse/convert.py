@@ -34,10 +34,10 @@ def negative_entry() -> pyfuse3.EntryAttributes:
     return entry
 
 
-def entry(attributes: Attributes, tree_bits: int = 0) -> pyfuse3.EntryAttributes:
-    """Attributes as the kernel gets them. `tree_bits` is the tree's number, shifted to its place in a node id."""
+def entry(attributes: Attributes, node: int) -> pyfuse3.EntryAttributes:
+    """Attributes of a node as the kernel gets them."""
     result = pyfuse3.EntryAttributes()
-    result.st_ino = attributes.ino | tree_bits
+    result.st_ino = node
     result.generation = attributes.generation
     result.entry_timeout = CACHE_SECONDS
     result.attr_timeout = CACHE_SECONDS

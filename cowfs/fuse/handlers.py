@@ -117,9 +117,11 @@ class FileHandle:
 class DirectoryHandle:
     """An open directory, with the listing in progress. The control directory has no tree."""
 
-    __slots__ = ("ino", "listing", "tree")
+    __slots__ = ("ino", "listing", "names", "node", "tree")
 
     def __init__(self, tree: Filesystem | None, node: int) -> None:
         self.tree = tree
+        self.node = node
+        self.names: list[tuple[bytes, int]] | None = None  # of the control directory's listing
         self.ino = node & convert.INODE_MASK
         self.listing: Listing | None = None

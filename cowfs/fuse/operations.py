@@ -18,35 +18,38 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
 from cowfs import control
+from cowfs.control import commands
+from cowfs.control.host import Host
 from cowfs.errors import (
     Corrupt,
     CowfsError,
     CrossTree,
     Exists,
     FileTooBig,
+    InvalidArgument,
     NoAttribute,
     NoSpace,
     NotFound,
     NotPermitted,
-    Stale,
 )
-from cowfs.fs.attributes import AtimeMode, Attributes, Caller
+from cowfs.fs.attributes import RENAME_NOREPLACE, AtimeMode, Attributes, Caller
 from cowfs.fs.filesystem import Filesystem
+from cowfs.fs.snapshot import Snapshots
 from cowfs.fuse import convert
 from cowfs.fuse.commits import CommitScheduler
 from cowfs.fuse.control_file import DIRECTORY_NODE, ControlDirectory, ControlHandle
 from cowfs.fuse.handlers import DirectoryHandle, FileHandle, answers, changes, waits
 from cowfs.fuse.lost import LostWrites
 from cowfs.fuse.options import MountOptions
+from cowfs.fuse.trees import ROOT_NODE, Trees
 
-ROOT_NODE = 1
 SHORT_SPACE_BYTES = 64 << 20
 SHORT_SPACE_PART = 20
 """With less available than these bytes, or than this part of the volume, files opened for writing bypass the kernel's
@@ -63,20 +66,22 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = True
 
     def __init__(
-        self, filesystem: Filesystem, commits: CommitScheduler, host: control.Host, options: MountOptions
+        self, trees: Trees, snapshots: Snapshots | None, commits: CommitScheduler, host: Host, options: MountOptions
     ) -> None:
         self.commits = commits
         self.commits_each = options.sync
         self.enable_writeback_cache = options.caches_writes
-        self._live = filesystem
-        self._volume = filesystem.volume
+        self.trees = trees
+        self._volume = trees.root.volume
         self._xattrs = options.xattrs
         self._touches = options.atime is not AtimeMode.NOATIME and not self._volume.read_only
         self._size_max = self._volume.geometry.file_size_max
         geometry = self._volume.geometry
         self._short_blocks = min(SHORT_SPACE_BYTES // geometry.block_size, geometry.num_blocks // SHORT_SPACE_PART)
-        self._control = ControlDirectory(host)
-        self._control_shown = not (self._volume.foreign and _has_name(filesystem, control.DIRECTORY_NAME))
+        self._host = host
+        self._control = ControlDirectory(host, trees, snapshots)
+        self._folder = self._control.folder
+        self._control_shown = not (self._volume.foreign and _has_name(trees.root, control.DIRECTORY_NAME))
         self._lost = LostWrites()
         self._negative = convert.negative_entry()
         self._handles: dict[int, Any] = {}
@@ -88,6 +93,8 @@ class Operations(pyfuse3.Operations):
     def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """The object of a name; one that does not exist is an answer, too."""
         if parent_inode >= convert.CONTROL_NODES:
+            if self._folder is not None and parent_inode == self._folder.node and name not in (b".", b".."):
+                return self._entry(*self._folder.lookup(name))
             return self._control.lookup(parent_inode, name)
         if parent_inode == ROOT_NODE and name == control.DIRECTORY_NAME and self._control_shown:
             return self._control.entry(DIRECTORY_NODE)
@@ -118,9 +125,15 @@ class Operations(pyfuse3.Operations):
         tree, parent = self._new_name(parent_inode, name)
         return self._entry(tree, tree.create(parent, name, mode, _caller(ctx), rdev=rdev))
 
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        """A new directory; in the folder of snapshots a new snapshot."""
+        if self._in_folder(parent_inode):
+            await self._command_for(ctx, "snapshot create", name)
+            return await self.lookup(parent_inode, name, ctx)
+        return await self._mkdir(parent_inode, name, mode, ctx)
+
     @changes
-    def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        """A new directory."""
+    def _mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         tree, parent = self._new_name(parent_inode, name)
         return self._entry(tree, tree.mkdir(parent, name, stat.S_IMODE(mode), _caller(ctx)))
 
@@ -147,15 +160,21 @@ class Operations(pyfuse3.Operations):
         tree.unlink(parent, name)
         self.commits.start_reclaim()
 
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Takes an empty directory away; in the folder of snapshots a snapshot, whatever is in it."""
+        if self._in_folder(parent_inode):
+            await self._command_for(ctx, "snapshot delete", name)
+            self.commits.start_reclaim()
+            return
+        await self._rmdir(parent_inode, name)
+
     @changes
-    def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        """Takes an empty directory away."""
+    def _rmdir(self, parent_inode: int, name: bytes) -> None:
         tree, parent = self._old_name(parent_inode, name)
         tree.rmdir(parent, name)
         self.commits.start_reclaim()
 
-    @changes
-    def rename(
+    async def rename(
         self,
         parent_inode_old: int,
         name_old: bytes,
@@ -164,7 +183,18 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        """Moves a name, or exchanges two."""
+        """Moves a name, or exchanges two; in the folder of snapshots it gives a snapshot a new name."""
+        if self._in_folder(parent_inode_old) and self._in_folder(parent_inode_new):
+            await self._command_for(ctx, "snapshot rename", name_old, name_new, refused=flags & ~RENAME_NOREPLACE != 0)
+            return
+        if self._in_folder(parent_inode_old) or self._in_folder(parent_inode_new):
+            raise FUSEError(errno.EXDEV)
+        await self._rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    @changes
+    def _rename(
+        self, parent_inode_old: int, name_old: bytes, parent_inode_new: int, name_new: bytes, flags: int
+    ) -> None:
         tree, old_parent = self._old_name(parent_inode_old, name_old)
         new_tree, new_parent = self._new_name(parent_inode_new, name_new)
         if tree is not new_tree:
@@ -184,7 +214,7 @@ class Operations(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """The kernel takes lookups back. There is nobody to answer an error to; the log has it."""
         for node, count in inode_list:
-            if node < convert.CONTROL_NODES:
+            if ROOT_NODE < node < convert.CONTROL_NODES:
                 with contextlib.suppress(FUSEError):
                     await self._forget(node, count)
 
@@ -198,7 +228,7 @@ class Operations(pyfuse3.Operations):
         if self._lost and self._no_space() and self._lost.concerns(inode, ctx.pid):
             raise NoSpace
         tree, ino = self._place(inode)
-        return convert.entry(tree.getattr(ino), inode - ino)
+        return convert.entry(tree.getattr(ino), inode)
 
     @changes
     def setattr(
@@ -225,12 +255,12 @@ class Operations(pyfuse3.Operations):
         )
         if fields.update_size:
             self.commits.start_reclaim()
-        return convert.entry(attributes, inode - ino)
+        return convert.entry(attributes, inode)
 
     @answers
     def statfs(self, ctx: RequestContext) -> StatvfsData:
         """The volume in numbers."""
-        return convert.statvfs(self._live.statfs())
+        return convert.statvfs(self.trees.root.statfs())
 
     # --- extended attributes ---
 
@@ -306,6 +336,19 @@ class Operations(pyfuse3.Operations):
                 self._lose(handle.node)
             raise
 
+    def _in_folder(self, parent_node: int) -> bool:
+        return self._folder is not None and parent_node == self._folder.node
+
+    @waits
+    async def _command_for(self, ctx: RequestContext, words: str, *names: bytes, refused: bool = False) -> None:
+        """Carries out a command that is meant by an operation in the folder of snapshots."""
+        assert self._folder is not None
+        self._folder.check_caller(ctx.uid)
+        if refused:
+            raise InvalidArgument("not for snapshots")
+        texts = [name.decode("utf-8", "surrogateescape") for name in names]
+        await commands.execute(control.Command((*words.split(), *texts)), self._host)
+
     @waits
     async def _command(self, handle: ControlHandle, buf: bytes) -> int:
         return await handle.write(buf)
@@ -355,7 +398,7 @@ class Operations(pyfuse3.Operations):
         handle: DirectoryHandle = self._handles[fh]
         tree = handle.tree
         if tree is None:
-            self._list_control(start_id, token)
+            self._control.list(handle, start_id, token)
             return
         if handle.listing is None:
             handle.listing = tree.listing(handle.ino)
@@ -389,11 +432,9 @@ class Operations(pyfuse3.Operations):
 
     def _place(self, node: int) -> tuple[Filesystem, int]:
         """The tree and the inode number of a node."""
-        if node <= convert.INODE_MASK:
-            return self._live, node
         if node >= convert.CONTROL_NODES:
             raise NotPermitted
-        raise Stale
+        return self.trees.place(node)
 
     def _xattr_place(self, node: int) -> tuple[Filesystem, int]:
         if not self._xattrs:
@@ -416,8 +457,15 @@ class Operations(pyfuse3.Operations):
 
     def _entry(self, tree: Filesystem, attributes: Attributes) -> EntryAttributes:
         """The answer that tells the kernel of an inode, which counts as a lookup."""
-        tree.hold(attributes.ino)
-        return convert.entry(attributes)
+        node = self.trees.node(tree, attributes.ino)
+        if node != ROOT_NODE:  # the root stays whatever the kernel says, and outlives its tree
+            tree.hold(attributes.ino)
+        return convert.entry(attributes, node)
+
+    def open_nodes(self, tree: Filesystem) -> list[int]:
+        """The nodes of a tree that somebody has open."""
+        handles = (handle for handle in self._handles.values() if isinstance(handle, FileHandle))
+        return [handle.node for handle in handles if handle.tree is tree]
 
     def _register(self, handle: object) -> int:
         self._handle_number += 1
@@ -456,7 +504,7 @@ class Operations(pyfuse3.Operations):
     ) -> bool:
         """Adds an entry to the reply to readdir; False where it is full."""
         try:
-            entry = convert.entry(attributes())
+            entry = convert.entry(attributes(), self.trees.node(tree, ino))
         except Corrupt as error:
             # Without attributes the name is still seen, and can be removed.
             log.error("inode %d: %s", ino, error)
@@ -466,12 +514,6 @@ class Operations(pyfuse3.Operations):
         if name not in (b".", b".."):
             tree.hold(ino)
         return True
-
-    def _list_control(self, start: int, token: ReaddirToken) -> None:
-        names: Iterable[tuple[bytes, int]] = self._control.names()
-        for number, (name, node) in enumerate(names, 1):
-            if number > start and not pyfuse3.readdir_reply(token, name, self._control.entry(node), number):
-                return
 
     @changes
     def _forget(self, node: int, count: int) -> None:

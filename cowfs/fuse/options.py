@@ -32,6 +32,8 @@ class MountOptions:
     atime: AtimeMode = AtimeMode.RELATIME
     sync: bool = False
     superblock: int | None = None
+    snapshot: bytes | None = None
+    """The snapshot or clone that is mounted as the root, instead of the live tree."""
     log: str | None = None
     kernel: frozenset[str] = field(default_factory=frozenset)
     """Words that the kernel itself carries out: suid, dev, noexec and their opposites."""
@@ -57,6 +59,8 @@ class MountOptions:
             words.append("sync")
         if self.superblock is not None:
             words.append(f"superblock={self.superblock}")
+        if self.snapshot is not None:
+            words.append(f"snapshot={os.fsdecode(self.snapshot)}")
         return words + sorted(self.kernel)
 
 
@@ -116,6 +120,8 @@ def parse(arguments: Iterable[str], *, log: str | None = None, superblock: str |
             values["commit_seconds"] = _seconds(value)
         elif name == "superblock" and equals:
             values["superblock"] = superblock_number(value)
+        elif name == "snapshot" and value:
+            values["snapshot"] = os.fsencode(value)
         elif name == "log" and value:
             values["log"] = os.path.abspath(value)
         else:

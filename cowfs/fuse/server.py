@@ -14,18 +14,20 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import pyfuse3
 import trio
 
 from cowfs.control import Reply
-from cowfs.errors import Busy, CowfsError
+from cowfs.errors import Busy, CowfsError, NotSupported, SpaceShort
 from cowfs.fs.filesystem import Filesystem
+from cowfs.fs.snapshot import Snapshots
 from cowfs.fuse import loop, mounts
 from cowfs.fuse.commits import CommitScheduler
 from cowfs.fuse.operations import Operations
 from cowfs.fuse.options import MountOptions, fuse_options
+from cowfs.fuse.trees import Trees, in_thread, root_names
 from cowfs.storage.volume import Volume
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -39,6 +41,8 @@ SWITCH_INTERVAL_SECONDS = 0.0005
 
 log = logging.getLogger(__name__)
 
+R = TypeVar("R")
+
 
 class MountFailed(CowfsError):
     """The kernel, libfuse or fusermount3 refused the mount; the message is theirs."""
@@ -50,10 +54,14 @@ class Server:
     def __init__(
         self, volume: Volume, mountpoint: str, options: MountOptions, on_ready: Callable[[], None] | None
     ) -> None:
-        self.filesystem = Filesystem(volume, atime=options.atime)
-        self.commits = CommitScheduler(
-            volume, interval=options.commit_seconds, free_orphans=self.filesystem.free_orphans
-        )
+        self._snapshots: Snapshots | None = None
+        if volume.foreign:
+            foreign = Filesystem(volume, atime=options.atime)
+            self.trees = Trees(lambda: foreign, None)
+        else:
+            snapshots = self._snapshots = Snapshots(volume, atime=options.atime)
+            self.trees = Trees(_top(snapshots, options), snapshots)
+        self.commits = CommitScheduler(volume, interval=options.commit_seconds, free_orphans=self._free_orphans)
         self.mount: Reply | None = {
             "mountpoint": mountpoint,
             "pid": os.getpid(),
@@ -63,7 +71,55 @@ class Server:
         self._device = -1
         self._stopping = False
         self._on_ready = on_ready
-        self.operations = Operations(self.filesystem, self.commits, self, options)
+        self.operations = Operations(self.trees, self._snapshots, self.commits, self, options)
+
+    @property
+    def filesystem(self) -> Filesystem:
+        """The tree that is mounted as the root."""
+        return self.trees.root
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """All trees. Raises NotSupported on a foreign volume."""
+        if self._snapshots is None:
+            raise NotSupported("a foreign volume has no snapshots")
+        return self._snapshots
+
+    async def change(self, operation: Callable[[], R]) -> R:
+        """Carries out a change, at once or after the commits that bring space for it forward."""
+        try:
+            result = operation()
+        except SpaceShort:
+            result = await self.commits.retry(operation)
+        self.commits.start_reclaim()
+        return result
+
+    async def roll_back(self, operation: Callable[[], R]) -> R:
+        """Carries out a rollback; afterwards the kernel knows nothing of the old tree any more."""
+        old = self.trees.root
+        names = root_names(old)
+
+        def exchange() -> R:
+            result = operation()
+            self.trees.exchange()
+            return result
+
+        result = await self.change(exchange)
+        if self.trees.root is not old:
+            names += root_names(self.trees.root)
+            await in_thread(names, self.operations.open_nodes(old))
+        return result
+
+    def close(self) -> None:
+        """Everything that waits in memory goes into the volume, which is settled."""
+        if self._snapshots is None:
+            self.trees.root.close()
+        else:
+            self._snapshots.close()
+
+    def _free_orphans(self) -> None:
+        for filesystem in [self.trees.root] if self._snapshots is None else self._snapshots.all_open():
+            filesystem.free_orphans()
 
     async def flush_dirty_pages(self) -> None:
         """syncfs(2) on the own mount, by a thread, while other workers serve the WRITEs that it makes the kernel send."""
@@ -119,6 +175,14 @@ class Server:
         pyfuse3.terminate()
 
 
+def _top(snapshots: Snapshots, options: MountOptions) -> Callable[[], Filesystem]:
+    """Finds the tree that is mounted as the root. Raises NotFound, Corrupt."""
+    if options.snapshot is None:
+        return lambda: snapshots.live
+    found = snapshots.filesystem(snapshots.find(options.snapshot))
+    return lambda: found
+
+
 def _unmount_lazily(mountpoint: str) -> None:
     mounts.unmount(mountpoint, lazy=True)
 
@@ -134,12 +198,11 @@ def serve(
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     os.umask(0)  # modes arrive ready made
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    filesystem: Filesystem | None = None
+    server: Server | None = None
     try:
         server = Server(volume, mountpoint, options, on_ready)
-        filesystem = server.filesystem
         words = fuse_options(options, volume.device.name, privileged=os.geteuid() == 0)
-        if volume.read_only:
+        if volume.read_only or not server.filesystem.tree.writable:
             words.add("ro")
         _mount(server.operations, mountpoint, words)
         try:
@@ -149,16 +212,16 @@ def serve(
             pyfuse3.close()
             log.info("%s is unmounted", mountpoint)
     finally:
-        _settle(volume, filesystem)
+        _settle(volume, server)
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _settle(volume: Volume, filesystem: Filesystem | None) -> None:
+def _settle(volume: Volume, server: Server | None) -> None:
     volume.inline_commits = True
     try:
-        if filesystem is not None:
-            filesystem.close()
+        if server is not None:
+            server.close()
     finally:
         volume.close()
 

@@ -1,0 +1,156 @@
+"""Commands for snapshots, clones and rollback. TARGET is a mount (or a path in it) or an image that is not mounted."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from cowfs import control
+from cowfs.cli.output import printable, show_json, show_table
+from cowfs.cli.target import carry_out
+
+_TARGET = click.argument("target", metavar="IMAGE|MNT", type=click.Path(readable=False))
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+WAIT_SECONDS = 0.2
+
+
+@click.group()
+def snapshot() -> None:
+    """Take, list, rename, protect and delete snapshots and writable clones."""
+
+
+def _run(target: str, words: tuple[str, ...], options: dict[str, Any] | None = None, *, write: bool = True) -> Any:
+    return carry_out(target, control.Command(words, options or {}), write=write)
+
+
+@snapshot.command()
+@_TARGET
+@click.argument("name")
+@click.option("--description", metavar="TEXT", help="A remark of at most 500 bytes.")
+@click.option("--writable", is_flag=True, help="A clone: it can be changed, and mounted with -o snapshot=NAME.")
+@click.option("--from", "source", metavar="SNAPSHOT", help="Of that snapshot or clone, instead of the live tree.")
+@_JSON
+def create(target: str, name: str, description: str | None, writable: bool, source: str | None, as_json: bool) -> None:
+    """Take a snapshot of what is there now; it is durable when the command returns."""
+    options: dict[str, Any] = {}
+    if description is not None:
+        options["description"] = description
+    if writable:
+        options["writable"] = True
+    if source is not None:
+        options["from"] = source
+    _show(_run(target, ("snapshot", "create", name), options), as_json)
+
+
+@snapshot.command("list")
+@_TARGET
+@_JSON
+def list_(target: str, as_json: bool) -> None:
+    """List all snapshots and clones, the oldest first."""
+    infos = _run(target, ("snapshot", "list"), write=False)["snapshots"]
+    if as_json:
+        show_json(infos)
+        return
+    width = max((len(printable(info["name"])) for info in infos), default=0)
+    for info in infos:
+        kind = "clone" if info["writable"] else "snapshot"
+        words = [kind, *(["protected"] if info["protected"] else []), info["description"]]
+        click.echo(printable(f"{info['created']}  {printable(info['name']):<{width}}  {' '.join(words)}".rstrip()))
+
+
+@snapshot.command()
+@_TARGET
+@click.argument("name")
+@_JSON
+def show(target: str, name: str, as_json: bool) -> None:
+    """Show one snapshot or clone."""
+    _show(_run(target, ("snapshot", "show", name), write=False), as_json)
+
+
+@snapshot.command()
+@_TARGET
+@click.argument("name")
+@click.argument("new_name")
+@_JSON
+def rename(target: str, name: str, new_name: str, as_json: bool) -> None:
+    """Give a snapshot or clone another name."""
+    _show(_run(target, ("snapshot", "rename", name, new_name)), as_json)
+
+
+@snapshot.command()
+@_TARGET
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--wait", is_flag=True, help="Return only when the space is free.")
+@_JSON
+def delete(target: str, names: tuple[str, ...], wait: bool, as_json: bool) -> None:
+    """Delete snapshots or clones, in any order; of a mounted volume the space becomes free in the background."""
+    reply = _run(target, ("snapshot", "delete", *names))
+    if wait:
+        _wait_for_reclaim(target)
+    if as_json:
+        show_json(reply)
+
+
+def _wait_for_reclaim(target: str) -> None:
+    """Shows how the reclaim queue shrinks, where somebody looks on."""
+    waiting = carry_out(target, control.INFO)["reclaim"]
+    with click.progressbar(length=waiting, label="freeing space") as bar:
+        done = 0
+        while waiting > 0:
+            time.sleep(WAIT_SECONDS)
+            waiting = carry_out(target, control.INFO)["reclaim"]
+            if bar.length is not None and bar.length - waiting > done:
+                bar.update(bar.length - waiting - done)
+                done = bar.length - waiting
+
+
+@snapshot.command()
+@_TARGET
+@click.argument("name")
+def protect(target: str, name: str) -> None:
+    """Forbid to delete a snapshot or clone."""
+    _run(target, ("snapshot", "protect", name))
+
+
+@snapshot.command()
+@_TARGET
+@click.argument("name")
+def unprotect(target: str, name: str) -> None:
+    """Allow to delete a snapshot or clone again."""
+    _run(target, ("snapshot", "unprotect", name))
+
+
+@click.command()
+@_TARGET
+@click.argument("name")
+@click.option("--discard", is_flag=True, help="Do not save the present before.")
+@_JSON
+def rollback(target: str, name: str, discard: bool, as_json: bool) -> None:
+    """Go back to a snapshot, at once, mounted or not. The present is saved as a snapshot of its own."""
+    reply = _run(target, ("rollback", name), {"discard": True} if discard else {})
+    if as_json:
+        show_json(reply)
+    elif reply["saved"] is not None:
+        click.echo(printable(f"the state before is snapshot {reply['saved']['name']}"))
+
+
+def _show(info: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        show_json(info)
+        return
+    rows = [
+        ("name", info["name"]),
+        ("id", str(info["id"])),
+        ("created", info["created"]),
+        (
+            "kind",
+            ("clone, writable" if info["writable"] else "snapshot") + (", protected" if info["protected"] else ""),
+        ),
+        ("origin", "the live tree" if info["origin"] == 0 else f"snapshot {info['origin']}"),
+        ("commit", str(info["serial"])),
+    ]
+    if info["description"]:
+        rows.append(("description", info["description"]))
+    show_table(rows)

@@ -1,0 +1,74 @@
+"""All commands, and carrying them out."""
+
+from __future__ import annotations
+
+import uuid
+
+from cowfs import __version__
+from cowfs.control import snapshots
+from cowfs.control.host import Host, finish
+from cowfs.control.specification import Arguments, Specification
+from cowfs.control.wire import Command, Reply
+from cowfs.errors import InvalidArgument
+from cowfs.fs.filesystem import Filesystem
+
+
+async def execute(command: Command, host: Host) -> Reply:
+    """Carries a command out. Raises the CowfsError of its failure."""
+    for count in (2, 1):
+        name = " ".join(command.words[:count])
+        found = COMMANDS.get(name)
+        if found is not None and len(command.words) >= count:
+            return await found.handler(found.arguments(name, command.words[count:], command), host)
+    raise InvalidArgument(f"unknown command '{command.words[0]}'; there are {', '.join(sorted(COMMANDS))}")
+
+
+def run(command: Command, host: Host) -> Reply:
+    """Carries a command out on a host that never waits."""
+    return finish(execute(command, host))
+
+
+async def _info(arguments: Arguments, host: Host) -> Reply:
+    return describe(host.filesystem) | {"mount": host.mount}
+
+
+async def _sync(arguments: Arguments, host: Host) -> Reply:
+    await host.flush_dirty_pages()
+    await host.commit()
+    return {"serial": host.filesystem.volume.serial}
+
+
+COMMANDS: dict[str, Specification] = {
+    "info": Specification(_info),
+    "sync": Specification(_sync),
+    **snapshots.COMMANDS,
+}
+
+
+def describe(filesystem: Filesystem) -> Reply:
+    """What a volume is and how full it is. Sizes are in bytes."""
+    volume = filesystem.volume
+    record, extension, geometry = volume.superblock, volume.extension, volume.geometry
+    space = filesystem.statfs()
+    return {
+        "image": volume.device.name,
+        "uuid": str(uuid.UUID(bytes=bytes(record.volume_id))),
+        "label": extension.label.rstrip(b"\0").decode("utf-8", "replace") if extension is not None else "",
+        "kind": "qnx6" if volume.foreign else "cowfs",
+        "format_version": None if extension is None else extension.version,
+        "software": __version__,
+        "byte_order": "little" if geometry.order == "<" else "big",
+        "block_size": geometry.block_size,
+        "size": geometry.num_blocks * geometry.block_size,
+        "free": space.free * space.block_size,
+        "available": space.available * space.block_size,
+        "inodes": space.files,
+        "inodes_free": space.files_free,
+        "snapshots": 0 if volume.foreign else volume.forest.table.count,
+        "reclaim": 0 if volume.foreign else volume.reclaim.count,
+        "serial": volume.serial,
+        "formatted": record.ctime,
+        "read_only": volume.read_only,
+        "read_only_reason": volume.read_only_reason,
+        "notes": list(volume.notes),
+    }

@@ -1,0 +1,94 @@
+"""What a command may ask of whoever carries it out: the daemon behind a mount, or the opener of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from cowfs.control.wire import Reply
+from cowfs.errors import NotSupported
+from cowfs.fs.filesystem import Filesystem
+from cowfs.fs.snapshot import Snapshots
+
+R = TypeVar("R")
+
+
+class Host(Protocol):
+    """What carries commands out."""
+
+    @property
+    def filesystem(self) -> Filesystem:
+        """The live tree."""
+        ...
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """All trees. Raises NotSupported on a foreign volume."""
+        ...
+
+    @property
+    def mount(self) -> Reply | None:
+        """Where and how the volume is mounted; None for an image that is not."""
+        ...
+
+    async def flush_dirty_pages(self) -> None:
+        """Brings what write(2) has returned, and the kernel still keeps, into the volume."""
+        ...
+
+    async def commit(self) -> None:
+        """Returns when everything done so far is durable."""
+        ...
+
+    async def change(self, operation: Callable[[], R]) -> R:
+        """The result of a change, carried out at once, or after the commits that bring space for it forward."""
+        ...
+
+    async def roll_back(self, operation: Callable[[], R]) -> R:
+        """As `change`, for one that exchanges the live tree: whoever cached something of it forgets that."""
+        ...
+
+
+class Offline:
+    """The host of commands on an image that is not mounted; `snapshots` is None for a foreign volume."""
+
+    def __init__(self, filesystem: Filesystem, snapshots: Snapshots | None = None) -> None:
+        self._filesystem = filesystem
+        self._snapshots = snapshots
+        self.mount: Reply | None = None
+
+    @property
+    def filesystem(self) -> Filesystem:
+        """The live tree, which a rollback makes another object."""
+        return self._filesystem if self._snapshots is None else self._snapshots.live
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """All trees."""
+        if self._snapshots is None:
+            raise NotSupported("a foreign volume has no snapshots")
+        return self._snapshots
+
+    async def flush_dirty_pages(self) -> None:
+        """There is no kernel in between."""
+
+    async def commit(self) -> None:
+        """Commits at once."""
+        self.filesystem.sync()
+
+    async def change(self, operation: Callable[[], R]) -> R:
+        """Carries it out; the volume makes room by itself."""
+        return operation()
+
+    async def roll_back(self, operation: Callable[[], R]) -> R:
+        """As `change`: nobody has cached anything."""
+        return operation()
+
+
+def finish(coroutine: Coroutine[Any, Any, R]) -> R:
+    """The result of a coroutine that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    coroutine.close()
+    raise AssertionError("a command waited where nothing can be waited for")

@@ -1,0 +1,101 @@
+"""Commands for snapshots, clones and rollback. What they promise is durable when they answer."""
+
+from __future__ import annotations
+
+import time
+
+from cowfs.control.host import Host
+from cowfs.control.specification import Arguments, Specification
+from cowfs.control.wire import Reply
+from cowfs.fs.attributes import NANOSECONDS
+from cowfs.fs.snapshot import SnapshotInfo
+
+
+async def _create(arguments: Arguments, host: Host) -> Reply:
+    (name,) = arguments.words
+    description = arguments.text("description") or b""
+    writable, source = arguments.flag("writable"), arguments.text("from")
+    await host.flush_dirty_pages()
+    info = await host.change(
+        lambda: host.snapshots.create(name, description=description, writable=writable, source=source)
+    )
+    await host.commit()
+    return describe(info)
+
+
+async def _list(arguments: Arguments, host: Host) -> Reply:
+    infos = sorted(host.snapshots, key=lambda info: info.id)
+    return {"snapshots": [describe(info) for info in infos]}
+
+
+async def _show(arguments: Arguments, host: Host) -> Reply:
+    return describe(host.snapshots.find(arguments.words[0]))
+
+
+async def _rename(arguments: Arguments, host: Host) -> Reply:
+    old, new = arguments.words
+    info = await host.change(lambda: host.snapshots.rename(old, new))
+    await host.commit()
+    return describe(info)
+
+
+async def _delete(arguments: Arguments, host: Host) -> Reply:
+    names = arguments.words
+    infos = await host.change(lambda: host.snapshots.delete(names))
+    await host.commit()
+    return {"deleted": [_text(info.name) for info in infos]}
+
+
+async def _protect(arguments: Arguments, host: Host) -> Reply:
+    return await _set_protection(arguments, host, on=True)
+
+
+async def _unprotect(arguments: Arguments, host: Host) -> Reply:
+    return await _set_protection(arguments, host, on=False)
+
+
+async def _set_protection(arguments: Arguments, host: Host, *, on: bool) -> Reply:
+    info = await host.change(lambda: host.snapshots.protect(arguments.words[0], on=on))
+    await host.commit()
+    return describe(info)
+
+
+async def _rollback(arguments: Arguments, host: Host) -> Reply:
+    (name,) = arguments.words
+    discard = arguments.flag("discard")
+    host.snapshots.find(name)
+    await host.flush_dirty_pages()
+    saved = await host.roll_back(lambda: host.snapshots.roll_back(name, discard=discard))
+    await host.commit()
+    return {"rolled_back_to": _text(name), "saved": None if saved is None else describe(saved)}
+
+
+COMMANDS: dict[str, Specification] = {
+    "snapshot create": Specification(_create, 1, 1, frozenset({"description", "writable", "from"})),
+    "snapshot list": Specification(_list),
+    "snapshot show": Specification(_show, 1, 1),
+    "snapshot rename": Specification(_rename, 2, 2),
+    "snapshot delete": Specification(_delete, 1, None),
+    "snapshot protect": Specification(_protect, 1, 1),
+    "snapshot unprotect": Specification(_unprotect, 1, 1),
+    "rollback": Specification(_rollback, 1, 1, frozenset({"discard"})),
+}
+
+
+def describe(info: SnapshotInfo) -> Reply:
+    """A snapshot as it stands in a reply. `created` is UTC; `origin` is the id of what it was made from, 0 the live tree."""
+    return {
+        "id": info.id,
+        "name": _text(info.name),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(info.created // NANOSECONDS)),
+        "created_ns": info.created,
+        "description": _text(info.description),
+        "writable": info.writable,
+        "protected": info.protected,
+        "origin": info.origin,
+        "serial": info.serial,
+    }
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
