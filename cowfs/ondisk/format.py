@@ -346,6 +346,17 @@ class ReclaimEntry(Record):
     spare2: int = at(0x08, "Q", "0")
 
 
+@record(8)
+@dataclass(slots=True)
+class SettingsHeader(Record):
+    """The start of the settings; a JSON object in UTF-8 follows."""
+
+    length: int = at(0x00, "I", "length of the JSON text in bytes")
+    spare: int = at(0x04, "I", "0")
+
+
+SETTINGS_LENGTH_MAX: Final = 65_536
+
 SNAPSHOT_WRITABLE: Final = 0x1
 SNAPSHOT_INTERNAL: Final = 0x2
 SNAPSHOT_PROTECTED: Final = 0x4
