@@ -281,6 +281,7 @@ class _Rounds:
         return None
 
     def _round(self, report: p.Report, found: Found, phase: int | None) -> None:
+        before = len(self._actions)
         ws = Workspace(self.overlay, found, self._space, self._now, self._actions)
         kinds = {problem.kind for problem in report.problems}
         ws.system_suspect = p.BLOCK_SHARED in kinds
@@ -288,6 +289,8 @@ class _Rounds:
         if phase is not None and PHASES[phase] is TABLES:
             fields.mend_snapshots(ws)
             fields.rebuild_index(ws)
+            if p.SNAPSHOT_INDEX in kinds:
+                ws.say("the index of the snapshot table is written anew")
         elif phase is not None and PHASES[phase] is BLOCKS:
             mender = BlockMender(ws, report.problems, zero_bad_blocks=self._zero_bad_blocks)
             mender.mend_tables()
@@ -302,6 +305,8 @@ class _Rounds:
                 if tree.id in damaged:
                     NameMender(TreeEdit(ws, tree), lost).run()
         rebuild(ws, self._target, self._serial)
+        if len(self._actions) == before:
+            ws.say("what counts blocks and inodes is counted anew")
         self._fixed |= ws.fixed
         self.committed = True
 
