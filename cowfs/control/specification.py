@@ -51,8 +51,9 @@ class Specification:
         """The arguments in a command. Raises InvalidArgument where their number or an option does not fit."""
         if len(words) < self.least or (self.most is not None and len(words) > self.most):
             wanted = str(self.least) if self.most == self.least else f"at least {self.least}"
-            raise InvalidArgument(f"'{name}' takes {wanted} arguments, {len(words)} were given")
+            wanted = "no arguments" if self.most == 0 else f"{wanted} argument{'' if wanted == '1' else 's'}"
+            raise InvalidArgument(f"{name} takes {wanted}")
         for option in command.options:
             if option not in self.options:
-                raise InvalidArgument(f"'{name}' has no option '{option}'")
+                raise InvalidArgument(f"{name} has no option '{option}'")
         return Arguments(tuple(w.encode("utf-8", "surrogateescape") for w in words), dict(command.options))

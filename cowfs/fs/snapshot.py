@@ -67,6 +67,13 @@ class Snapshots:
         place = self._table.find(name)
         return _info(place, self._table.get(place))
 
+    def at(self, place: int, tree_id: int) -> SnapshotInfo:
+        """The snapshot or clone at a place of the table, if it still is the one with this id. Raises NotFound."""
+        record = self._table.get(place)
+        if record.id != tree_id:
+            raise NotFound
+        return _info(place, record)
+
     def __iter__(self) -> Iterator[SnapshotInfo]:
         """All that have a name, in no order that means anything."""
         for place, record in self._table:

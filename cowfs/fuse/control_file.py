@@ -116,17 +116,17 @@ class ControlDirectory:
         return result
 
     def list(self, handle: DirectoryHandle, start: int, token: pyfuse3.ReaddirToken) -> None:
-        """Replies to readdir from cookie `start` on. The names of trees come without attributes: who wants those asks."""
+        """Replies to readdir from cookie `start` on. The trees come without true attributes: who wants those asks."""
         if start == 0 or handle.names is None:
             handle.names = self._names(handle.node)
         for number, (name, node) in enumerate(handle.names[start:], start + 1):
-            entry = self.entry(node) if node else _name_only()
+            entry = self.entry(node) if node >= convert.CONTROL_NODES else _unopened(node)
             if not pyfuse3.readdir_reply(token, name, entry, number):
                 return
 
     def _names(self, node: int) -> builtins.list[tuple[bytes, int]]:
         if node == FOLDER_NODE and self.folder is not None:
-            return [(b".", FOLDER_NODE), (b"..", DIRECTORY_NODE), *((name, 0) for name in self.folder.names())]
+            return [(b".", FOLDER_NODE), (b"..", DIRECTORY_NODE), *self.folder.names()]
         names = [(b".", DIRECTORY_NODE), (b"..", DIRECTORY_NODE), (control.FILE_NAME, FILE_NODE)]
         return names if self.folder is None else [*names, (control.SNAPSHOTS_NAME, FOLDER_NODE)]
 
@@ -139,9 +139,12 @@ class ControlDirectory:
         return ControlHandle(self._host)
 
 
-def _name_only() -> pyfuse3.EntryAttributes:
-    """A directory of which a listing says the name and the type only, so that listing 100,000 trees opens none."""
+def _unopened(node: int) -> pyfuse3.EntryAttributes:
+    """A tree's root directory, of which the kernel asks more when it needs it: listing 100,000 trees opens none."""
     result = pyfuse3.EntryAttributes()
-    result.st_ino = 0
-    result.st_mode = stat.S_IFDIR
+    result.st_ino = node
+    result.st_mode = stat.S_IFDIR | 0o755
+    result.st_nlink = 2
+    result.attr_timeout = 0.0
+    result.entry_timeout = convert.CACHE_SECONDS
     return result

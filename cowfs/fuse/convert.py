@@ -34,6 +34,15 @@ def negative_entry() -> pyfuse3.EntryAttributes:
     return entry
 
 
+def damaged(node: int) -> pyfuse3.EntryAttributes:
+    """An inode that cannot be read: a type that the kernel refuses, while a listing shows the name all the same."""
+    result = pyfuse3.EntryAttributes()
+    result.st_ino = node
+    result.st_mode = 0
+    result.entry_timeout = result.attr_timeout = 0.0
+    return result
+
+
 def entry(attributes: Attributes, node: int) -> pyfuse3.EntryAttributes:
     """Attributes of a node as the kernel gets them."""
     result = pyfuse3.EntryAttributes()

@@ -214,7 +214,7 @@ class Operations(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """The kernel takes lookups back. There is nobody to answer an error to; the log has it."""
         for node, count in inode_list:
-            if ROOT_NODE < node < convert.CONTROL_NODES:
+            if node < convert.CONTROL_NODES and node & convert.INODE_MASK != ROOT_NODE:
                 with contextlib.suppress(FUSEError):
                     await self._forget(node, count)
 
@@ -458,7 +458,7 @@ class Operations(pyfuse3.Operations):
     def _entry(self, tree: Filesystem, attributes: Attributes) -> EntryAttributes:
         """The answer that tells the kernel of an inode, which counts as a lookup."""
         node = self.trees.node(tree, attributes.ino)
-        if node != ROOT_NODE:  # the root stays whatever the kernel says, and outlives its tree
+        if attributes.ino != ROOT_NODE:  # a root directory stays, whether the kernel knows it or not
             tree.hold(attributes.ino)
         return convert.entry(attributes, node)
 
@@ -506,12 +506,12 @@ class Operations(pyfuse3.Operations):
         try:
             entry = convert.entry(attributes(), self.trees.node(tree, ino))
         except Corrupt as error:
-            # Without attributes the name is still seen, and can be removed.
+            # The kernel shows the name of an entry whose attributes cannot be, so that it can be removed.
             log.error("inode %d: %s", ino, error)
-            return pyfuse3.readdir_reply(token, name, self._negative, cookie)
+            entry = convert.damaged(self.trees.node(tree, ino))
         if not pyfuse3.readdir_reply(token, name, entry, cookie):
             return False
-        if name not in (b".", b".."):
+        if name not in (b".", b"..") and ino != ROOT_NODE:
             tree.hold(ino)
         return True
 

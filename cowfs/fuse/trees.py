@@ -35,6 +35,7 @@ class Trees:
         self._top = top
         self._snapshots = snapshots
         self._incarnations = 0
+        self._places: dict[int, int] = {}  # in the snapshot table, of the ids that the kernel was told of
         self.root = top()
         self.root.node_bits = 0
 
@@ -50,7 +51,20 @@ class Trees:
         try:
             return self._snapshots.opened(number), ino
         except NotFound:
+            return self._reopened(number), ino
+
+    def _reopened(self, number: int) -> Filesystem:
+        """A tree of which the kernel knows the root only, so that it need not be kept open."""
+        assert self._snapshots is not None
+        try:
+            return self.root_of(self._snapshots.at(self._places[number], number))
+        except (KeyError, NotFound):
             raise Stale from None
+
+    def mention(self, info: SnapshotInfo) -> int:
+        """The node id of a tree's root directory, of which the kernel is about to hear."""
+        self._places[info.id] = info.place
+        return info.id << convert.INODE_BITS | ROOT_NODE
 
     def node(self, tree: Filesystem, ino: int) -> int:
         """The node id of an inode."""
@@ -60,6 +74,7 @@ class Trees:
         """The filesystem of a snapshot or clone, ready to have nodes. Raises Corrupt, DeviceError."""
         assert self._snapshots is not None
         tree = self._snapshots.filesystem(info)
+        self._places[info.id] = info.place
         if tree is not self.root:
             tree.node_bits = info.id << convert.INODE_BITS
         return tree
@@ -118,10 +133,10 @@ class SnapshotFolder:
         tree = self._trees.root_of(self._snapshots.find(name))
         return tree, tree.getattr(ROOT_NODE)
 
-    def names(self) -> Iterator[bytes]:
-        """The names of all trees, by age."""
+    def names(self) -> Iterator[tuple[bytes, int]]:
+        """Name and node of all trees, by age."""
         for info in sorted(self._snapshots, key=lambda info: info.id):
-            yield info.name
+            yield info.name, self._trees.mention(info)
 
     def check_caller(self, uid: int) -> None:
         """Root and the mounting user may command. Raises NotPermitted."""

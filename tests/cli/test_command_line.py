@@ -18,6 +18,8 @@ import pytest
 from cowfs import __version__, control
 from cowfs.cli import program
 from cowfs.cli.output import printable, size_text, time_text
+from cowfs.control import commands
+from cowfs.control.host import Offline
 from cowfs.errors import CowfsError, Exists, InvalidArgument
 from cowfs.fs import Caller, Filesystem
 from cowfs.fuse import mounts
@@ -28,7 +30,7 @@ from cowfs.storage.device import FileDevice
 from cowfs.storage.mkvolume import make_volume
 from cowfs.storage.volume import Volume
 
-COMMANDS = ("check", "dump", "info", "mount", "sync", "umount")
+COMMANDS = ("check", "dump", "info", "mount", "rollback", "snapshot", "sync", "umount")
 UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
 
 Outcome = tuple[int, str, str]
@@ -298,7 +300,7 @@ def test_text_and_json_say_the_same() -> None:
 @pytest.mark.parametrize("data", [b"", b"\n", b"  ", b"'", b"{}", b"[]x{", b'{"command": []}', b'{"command": [1]}'])
 def test_what_is_no_command(data: bytes) -> None:
     with pytest.raises(InvalidArgument):
-        control.run(control.parse(data), control.Offline(None))  # type: ignore[arg-type]
+        commands.run(control.parse(data), Offline(None))  # type: ignore[arg-type]
 
 
 def test_offline_commands(image: Path) -> None:
@@ -306,9 +308,9 @@ def test_offline_commands(image: Path) -> None:
     volume = Volume.open(device)
     filesystem = Filesystem(volume)
     filesystem.create(1, b"new", 0o644, Caller())
-    host = control.Offline(filesystem)
-    serial = control.run(control.INFO, host)["serial"]
-    assert control.run(control.Command(("sync",)), host) == {"serial": serial + 1}
+    host = Offline(filesystem)
+    serial = commands.run(control.INFO, host)["serial"]
+    assert commands.run(control.Command(("sync",)), host) == {"serial": serial + 1}
     assert not volume.dirty
     volume.close()
 

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.fuse
 
 FLUSH_SECONDS = 1.0
 ANSWER_SECONDS = 0.05
-STALL_SECONDS = FLUSH_SECONDS / 4  # what a busy machine may add to one answer in twenty; waiting for a flush takes longer
+STALL_SECONDS = (
+    FLUSH_SECONDS / 4
+)  # what a busy machine may add to one answer in twenty; waiting for a flush takes longer
 FILES = 200
 
 

@@ -1,0 +1,202 @@
+"""Snapshots, clones and rollback on a real mount: what the kernel has cached must never show through."""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mounting import Place, cowfs, run
+
+pytestmark = pytest.mark.fuse
+
+
+def errno_of(act: Callable[[], object]) -> int:
+    try:
+        act()
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+def out(*words: object) -> str:
+    return cowfs(*words).stdout
+
+
+def command(place: Place, text: str) -> None:
+    place.command(text)
+
+
+def folder(place: Place) -> Path:
+    return place.mountpoint / ".cowfs" / "snapshots"
+
+
+def test_a_snapshot_holds_what_was_written_and_is_still_open(mounted: Place) -> None:
+    root = mounted.mountpoint
+    with open(root / "open", "wb", buffering=0) as file, open(root / "mapped", "wb+") as backing:
+        file.write(b"dirty")
+        backing.truncate(8192)
+        with mmap.mmap(backing.fileno(), 8192) as mapped:
+            mapped[4096:4101] = b"dirty"
+            command(mounted, "snapshot create now")
+            mapped[0:5] = b"later"
+            file.write(b" later")
+    assert (folder(mounted) / "now" / "open").read_bytes() == b"dirty"
+    assert (folder(mounted) / "now" / "mapped").read_bytes() == bytes(4096) + b"dirty" + bytes(4091)
+    assert (root / "open").read_bytes() == b"dirty later"
+
+
+def test_a_snapshot_is_the_whole_tree_and_read_only(mounted: Place) -> None:
+    root = mounted.mountpoint
+    (root / "directory" / "below").mkdir(parents=True)
+    (root / "directory" / "file").write_bytes(os.urandom(200_000))
+    os.link(root / "directory" / "file", root / "hard")
+    os.symlink("directory/file", root / "symlink")
+    os.setxattr(root / "hard", "user.colour", b"blue")
+    command(mounted, "snapshot create all")
+    copy = folder(mounted) / "all"
+    run("diff", "-r", "--exclude=.cowfs", root, copy)
+    assert (copy / "hard").stat().st_ino == (copy / "directory" / "file").stat().st_ino
+    assert (copy / "hard").stat().st_ino != (root / "hard").stat().st_ino
+    assert (copy / "hard").stat().st_nlink == 2
+    assert os.getxattr(copy / "hard", "user.colour") == b"blue"
+    assert os.readlink(copy / "symlink") == "directory/file"
+    assert errno_of((copy / "new").touch) == errno.EROFS
+    assert errno_of(lambda: (copy / "hard").write_bytes(b"")) == errno.EROFS
+    assert errno_of((copy / "hard").unlink) == errno.EROFS
+    assert errno_of(lambda: os.link(root / "hard", copy / "other")) == errno.EXDEV
+    assert errno_of(lambda: os.rename(copy / "hard", root / "moved")) == errno.EXDEV
+
+
+def test_the_folder_takes_mkdir_rmdir_and_mv(mounted: Place) -> None:
+    (mounted.mountpoint / "file").write_text("kept")
+    where = folder(mounted)
+    (where / "one").mkdir()
+    assert errno_of((where / "one").mkdir) == errno.EEXIST
+    (where / "one").rename(where / "two")
+    assert os.listdir(where) == ["two"]
+    assert (where / "two" / "file").read_text() == "kept"
+    assert not (where / "one").exists()
+    (where / "three").mkdir()
+    assert errno_of(lambda: (where / "three").rename(where / "two")) == errno.EEXIST
+    assert errno_of(lambda: (where / "three").rename(mounted.mountpoint / "three")) == errno.EXDEV
+    assert errno_of((where / "none").rmdir) == errno.ENOENT
+    (where / "two").rmdir()
+    assert os.listdir(where) == ["three"]
+    assert [stat.S_ISDIR((where / name).stat().st_mode) for name in os.listdir(where)] == [True]
+
+
+def test_rollback_leaves_nothing_of_the_old_tree(mounted: Place) -> None:
+    root = mounted.mountpoint
+    (root / "directory").mkdir()
+    both = root / "directory" / "in-both"
+    both.write_bytes(b"old content" * 1000)
+    (root / "gone-later").write_text("back again")
+    number = both.stat().st_ino
+    command(mounted, "snapshot create before")
+    both.write_bytes(b"new")
+    (root / "gone-later").unlink()
+    (root / "directory" / "new").write_text("new")
+    assert not (root / "gone-later").exists()
+    assert both.stat().st_ino == number
+    handle = os.open(both, os.O_RDWR)
+    os.pwrite(handle, b"dirty", 0)
+    with mmap.mmap(handle, 5) as mapped:
+        mapped[0:5] = b"DIRTY"
+        reply = json.loads(out("rollback", root, "before", "--json"))
+        assert errno_of(lambda: os.pwrite(handle, b"late", 0)) == errno.ESTALE
+        assert errno_of(lambda: os.fstat(handle)) in (0, errno.ESTALE)
+        assert errno_of(lambda: os.ftruncate(handle, 1)) == errno.ESTALE
+    assert errno_of(lambda: os.pread(handle, 5, 0)) == errno.ESTALE
+    os.close(handle)
+    assert both.read_bytes() == b"old content" * 1000
+    assert (root / "gone-later").read_text() == "back again"
+    assert sorted(os.listdir(root / "directory")) == ["in-both"]
+    assert not (root / "directory" / "new").exists()
+    saved = reply["saved"]["name"]
+    assert saved.startswith("before-rollback-")
+    assert (folder(mounted) / saved / "directory" / "in-both").read_bytes() == b"DIRTY"
+    run("sync", "-f", root)
+    assert both.read_bytes() == b"old content" * 1000, "nothing late has arrived"
+    mounted.umount()
+    assert mounted.check()
+    mounted.mount()
+    assert both.read_bytes() == b"old content" * 1000
+
+
+def test_a_working_directory_in_the_root_goes_on(mounted: Place) -> None:
+    (mounted.mountpoint / "file").write_text("old")
+    command(mounted, "snapshot create before")
+    (mounted.mountpoint / "file").write_text("new")
+    script = "read line; cat file; echo; ls"
+    with subprocess.Popen(
+        ["sh", "-c", script], cwd=mounted.mountpoint, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        cowfs("rollback", mounted.mountpoint, "before", "--discard")
+        assert process.communicate("go\n", timeout=30)[0] == "old\nfile\n"
+    assert out("snapshot", "list", mounted.mountpoint).split()[1:] == ["before", "snapshot"]
+
+
+def test_an_open_unlinked_file_and_a_rollback(mounted: Place) -> None:
+    root = mounted.mountpoint
+    with open(root / "file", "wb", buffering=0) as file:
+        file.write(b"x" * 100_000)
+        os.unlink(root / "file")
+        command(mounted, "snapshot create with-orphan")
+        cowfs("rollback", root, "with-orphan", "--discard")
+        assert os.listdir(root) == []
+        mounted.kill()
+    cowfs("umount", root)
+    assert mounted.check()
+    mounted.mount()
+    assert os.listdir(root) == []
+
+
+def test_a_clone_is_written_and_mounted(mounted: Place) -> None:
+    root = mounted.mountpoint
+    (root / "file").write_text("base")
+    command(mounted, "snapshot create base")
+    cowfs("snapshot", "create", root, "branch", "--writable", "--from", "base")
+    (folder(mounted) / "branch" / "file").write_text("branch")
+    cowfs("snapshot", "create", root, "twig", "--writable", "--from", "branch")
+    (folder(mounted) / "twig" / "file").write_text("twig")
+    (folder(mounted) / "twig" / "more").mkdir()
+    assert (root / "file").read_text() == (folder(mounted) / "base" / "file").read_text() == "base"
+    (folder(mounted) / "branch").rmdir()
+    mounted.umount()
+    assert mounted.check()
+    mounted.mount("-o", "snapshot=twig")
+    assert (root / "file").read_text() == "twig"
+    (root / "file").write_text("changed")
+    mounted.umount()
+    mounted.mount("-o", "snapshot=base")
+    assert (root / "file").read_text() == "base"
+    assert errno_of(lambda: (root / "file").write_text("no")) == errno.EROFS
+    mounted.umount()
+    mounted.mount()
+    assert (folder(mounted) / "twig" / "file").read_text() == "changed"
+    assert (root / "file").read_text() == "base"
+
+
+def test_the_commands_work_on_an_image(place: Place) -> None:
+    place.make(16)
+    cowfs("snapshot", "create", place.image, "empty", "--description", "as it was made")
+    place.mount()
+    (place.mountpoint / "file").write_text("new")
+    place.umount()
+    cowfs("snapshot", "protect", place.image, "empty")
+    assert "protected" in cowfs("snapshot", "delete", place.image, "empty", ok=False).stderr
+    cowfs("rollback", place.image, "empty")
+    cowfs("snapshot", "unprotect", place.image, "empty")
+    cowfs("snapshot", "delete", place.image, "empty", "--wait")
+    infos = json.loads(out("snapshot", "list", place.image, "--json"))
+    assert [info["name"].startswith("before-rollback-") for info in infos] == [True]
+    place.mount()
+    assert os.listdir(place.mountpoint) == []
+    assert (folder(place) / infos[0]["name"] / "file").read_text() == "new"
