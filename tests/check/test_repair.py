@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 import stat
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import pytest
 from damage import Image
@@ -17,7 +19,7 @@ from support import filesystem_on
 from cowfs.check import KINDS, Report, check_device
 from cowfs.check import problem as p
 from cowfs.check.check import Found, count_blocks, examine
-from cowfs.check.repair import Repair, copy_device, plan_repair
+from cowfs.check.repair import PHASES, REASONS, Repair, copy_device, plan_repair
 from cowfs.check.repair.workspace import Space, without_flipped_bit
 from cowfs.check.slots import read_slots
 from cowfs.errors import Corrupt, DeviceError, NoSpace, Unsupported
@@ -585,7 +587,17 @@ def test_random_damage_never_gets_worse(seed: int) -> None:
 
 
 def test_every_kind_has_its_place_in_a_repair() -> None:
-    from cowfs.check.repair import PHASES, REASONS
-
     errors = {kind for kind in KINDS.values() if kind.severity == "error"}
     assert frozenset().union(*PHASES) | REASONS.keys() == errors
+
+
+def test_the_document_lists_every_kind() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "CHECK.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d{3}) \| ([a-z0-9-]+) \| (.+) \|$", text, re.MULTILINE)
+    assert [(int(number), name) for number, name, _ in rows] == [
+        (number, KINDS[number].name) for number in sorted(KINDS)
+    ]
+    unrepairable = {int(number) for number, _, what in rows if what.startswith("cannot be repaired")}
+    assert unrepairable == {p.NO_VALID_SLOT.number, p.NOT_CHECKED.number}
+    notes = {int(number) for number, _, what in rows if what.startswith("note")}
+    assert notes == {number for number, kind in KINDS.items() if kind.severity == "note"}
