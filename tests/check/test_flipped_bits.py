@@ -321,5 +321,5 @@ def test_a_reader_that_verifies_nothing_is_caught(monkeypatch: pytest.MonkeyPatc
     offset = GEOMETRY.block_offset(root.ptr[1]) + 7
     flip(offset)
     monkeypatch.setattr(BlockStore, "_read_device", read)
-    with pytest.raises(AssertionError, match="instead of"):
+    with pytest.raises(AssertionError, match="data"):
         flip(offset)
