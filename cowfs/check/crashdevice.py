@@ -291,6 +291,7 @@ class Thoroughness:
     `exhaustive_max`: with up to so many pending writes every subset; with more, `samples` random ones and the plain ones
     (all, all but one, one). `near_misses`: images in which one place is wrong, behind each write; random ones if there are
     more. `tears`: images with some writes there and some torn, at random. `trash`: whether sectors may hold garbage.
+    `second_chances`: the share of places where the loss of the newest slot is tried as well.
     """
 
     exhaustive_max: int = 10
@@ -298,6 +299,7 @@ class Thoroughness:
     near_misses: int = 200
     tears: int = 8
     trash: bool = True
+    second_chances: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

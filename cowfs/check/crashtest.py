@@ -233,12 +233,16 @@ class Judge:
         self._thorough_share = thorough_share
         self._recovery_share = recovery_share
         self._verdicts: dict[bytes, Verdict] = {}
-        self._trees: dict[bytes, TreeState] = {}
+        self._found: dict[bytes, tuple[TreeState, bytes]] = {}
 
     def forget(self) -> None:
         """Forgets the images that it has seen."""
         self._verdicts.clear()
-        self._trees.clear()
+        self._found.clear()
+
+    def found(self) -> list[tuple[TreeState, bytes]]:
+        """The states that were met, each with the first image that held it."""
+        return list(self._found.values())
 
     def look(self, image: bytes, again: Callable[[Verdict], None] | None = None) -> Verdict:
         """The verdict on an image. `again` is given the verdicts on what a second power cut leaves, where it is tried."""
@@ -260,7 +264,7 @@ class Judge:
             return Verdict(None, str(failure))
         except Exception as error:
             return Verdict(None, f"{type(error).__name__}: {error}")
-        return Verdict(self._trees.setdefault(tree.digest, tree))
+        return Verdict(self._found.setdefault(tree.digest, (tree, recording.base))[0])
 
     def _open(self, recording: c.RecordingDevice, *, thoroughly: bool) -> TreeState:
         _check(recording, "")
@@ -401,8 +405,9 @@ def verify(
             for image in c.crash_images(cut, thoroughness, rng):
                 text = image.text
                 require(judge.look(image.data, require))
-            text = "the newest slot is lost besides"
-            _second_chance(cut, judge, allowed)
+            if rng.random() < thoroughness.second_chances:
+                text = "the newest slot is lost besides"
+                _second_chance(cut, judge, allowed)
         except CrashFailure as failure:
             where = f"power cut after entry {cut.position} of {len(device.log)}"
             raise CrashFailure(": ".join(part for part in (about, where, text, str(failure)) if part)) from None
