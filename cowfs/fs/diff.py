@@ -1,0 +1,464 @@
+"""What is different between two trees of one volume: a snapshot and the live tree, or any two snapshots or clones.
+
+How: the inode files are compared pointer by pointer, and whatever is the same block in both is never looked at. That gives
+the inodes that differ. An inode is the same object in both trees if its number and its generation are equal. Of
+directories that differ, again only the blocks that differ are read; the entries that are not in both are the names that
+came and went. Names that came and went of the same object are paired: it was renamed.
+
+What is reported, sorted by path:
+
+- `added`, `removed`: a path that is there in one tree only, of all that lies below a directory each one on its own. A new
+  name for an object that keeps its old ones (a hard link) is added.
+- `renamed`: an object that has lost a name and gained one. What lies below a renamed directory is not mentioned for that;
+  but what left it is, even where it came to the path that it had before.
+- `modified`: the contents are different: the size, a block, a device's number. Blocks are compared by their numbers, so a
+  file that was rewritten with the bytes that it had is modified, too.
+- `metadata`: permissions, owner, group, time of modification or extended attributes are different, the contents not.
+  Times of a directory follow from what is added, removed, renamed or replaced in it; they are mentioned only where there is
+  nothing of that.
+  Access times, ctimes and link counts are not compared: they follow from reading and from other changes.
+
+An object is modified once, under the first of its names; the others are in `links`. Where a new object has the path of one
+of the same type that is gone (as when an editor saves a file, or a directory is made anew) the two are compared as if they
+were one: modified if anything is different, not mentioned if nothing is. Objects without a name (unlinked but open) are
+not mentioned.
+
+Cost. Blocks read follow the number of differences, and the size of the directories on the paths that are printed; with one
+exception: the names of a file that changed while the block of its directory that names it did not have to be searched for
+(see `paths`). As a rule they are found near it; at worst all directories of the newer tree, and its inode file, are read
+once. Memory follows the number of differences.
+
+Between the slices of `diff_steps` other trees may change. A writable tree is compared in one slice.
+
+Locking: the core thread only. Changed inodes have been written back (`Volume.before_seal`).
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Final
+
+from cowfs.errors import Corrupt, InvalidArgument, NotFound
+from cowfs.fs.inode import Inode
+from cowfs.fs.paths import Name, Paths
+from cowfs.fs.steps import Steps, Watch, finish
+from cowfs.fs.treescan import differing_leaves, split
+from cowfs.fs.xattr import Xattrs
+from cowfs.ondisk import format as f
+from cowfs.storage.tree import Tree
+from cowfs.storage.volume import Volume
+
+TYPES: Final = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+}
+_PERMISSIONS: Final = 0o7777
+_CONTENTS: Final = frozenset({"content", "size", "device"})  # fields whose difference is no metadata
+
+
+class ChangeKind(StrEnum):
+    """What happened; those of one path are reported in this order."""
+
+    REMOVED = "removed"
+    ADDED = "added"
+    RENAMED = "renamed"
+    MODIFIED = "modified"
+    METADATA = "metadata"
+
+
+_ORDER: Final = {kind: place for place, kind in enumerate(ChangeKind)}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference. Paths are relative to the root of the tree; the root itself is `.`.
+
+    `path` is in the newer tree, of what was removed in the older one. `old_path` is where the object was in the older tree:
+    of what was renamed, and else where that is not `path`, because a directory above was renamed. `ino` is the number in
+    the tree that `path` is in. `links`: other names of a modified object. `fields`: what of a modified object is
+    different, in this order: content, size, device, mode, uid, gid, mtime, xattrs.
+    """
+
+    kind: ChangeKind
+    path: bytes
+    type: str
+    ino: int
+    old_path: bytes | None = None
+    links: tuple[bytes, ...] = ()
+    fields: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """For `json.dumps`; bytes of paths that are not UTF-8 become lone surrogates, as `os.fsdecode` has them."""
+        value: dict[str, object] = {
+            "kind": str(self.kind),
+            "path": _text(self.path),
+            "type": self.type,
+            "ino": self.ino,
+        }
+        if self.old_path is not None:
+            value["old_path"] = _text(self.old_path)
+        if self.links:
+            value["links"] = [_text(path) for path in self.links]
+        if self.fields:
+            value["fields"] = list(self.fields)
+        return value
+
+
+def diff(volume: Volume, a: Tree, b: Tree, path: bytes = b"") -> Iterator[Change]:
+    """The changes that lead from tree `a` to tree `b`, at and below `path` (the whole: empty, `.` or `/`).
+
+    A rename of a directory above `path` is not a change below it. Raises NotFound where neither tree has the path, Corrupt,
+    DeviceError.
+    """
+    return iter(finish(diff_steps(volume, a, b, path)))
+
+
+def diff_steps(volume: Volume, a: Tree, b: Tree, path: bytes = b"") -> Steps[list[Change]]:
+    """`diff` in slices. Raises Busy as well, where a snapshot was deleted between two of them."""
+    return (yield from _Diff(volume, a, b, path).run())
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "surrogateescape")
+
+
+def _normalised(path: bytes) -> bytes:
+    words = [word for word in path.split(b"/") if word not in (b"", b".")]
+    if b".." in words:
+        raise InvalidArgument("a path in a snapshot has no '..'")
+    return b"/".join(words)
+
+
+class _Diff:
+    """One comparison. Numbers and names of the older tree are called old, those of the newer one new."""
+
+    def __init__(self, volume: Volume, a: Tree, b: Tree, path: bytes) -> None:
+        self._trees = volume.trees
+        watch = Watch(volume, [a, b])
+        self._watch = watch
+        self._old, self._new = Paths(volume, a, watch), Paths(volume, b, watch)
+        self._xattrs = Xattrs(volume, self._old.inodes), Xattrs(volume, self._new.inodes)
+        self._per_leaf = volume.geometry.inodes_per_block
+        self._within = _normalised(path)
+        self._fields: dict[int, tuple[str, ...]] = {}  # of objects that are in both trees and differ
+        self._names: dict[int, set[Name]] = {}  # new names of those of them that are no directories
+        self._different: set[int] = set()  # numbers that are not the same object in both trees
+        self._pairs: list[tuple[int | None, int | None]] = []  # directories to compare
+        self._removed: list[tuple[Name, int]] = []  # names of objects that are gone
+        self._added: list[tuple[Name, int]] = []  # names of new objects
+        self._lost: dict[int, list[Name]] = {}  # old names, gone now, of objects that are still there
+        self._gained: dict[int, list[Name]] = {}  # new names of objects that were there before
+        self._touched: tuple[set[bytes], set[bytes]] = set(), set()  # old and new paths below which a name changed
+
+    def run(self) -> Steps[list[Change]]:
+        """All changes, sorted."""
+        if self._within and self._old.lookup(self._within) is None and self._new.lookup(self._within) is None:
+            raise NotFound("neither tree has that path")
+        steps = self._collect()
+        if self._watch.writable:
+            finish(steps)
+        else:
+            yield from steps
+        return sorted(self._changes(), key=_order)
+
+    def _collect(self) -> Steps[None]:
+        yield from self._compare_inodes()
+        likely = sorted({new for old, new in self._pairs if new is not None})
+        while self._pairs:
+            yield from self._compare_directories(*self._pairs.pop())
+        yield from self._find_names(likely)
+        yield from self._resolve()
+
+    # --- inodes ---
+
+    def _compare_inodes(self) -> Steps[None]:
+        old, new = self._old.tree.inodes, self._new.tree.inodes
+        size = f.INODE_SIZE
+        for index in differing_leaves(self._trees, old, new):
+            one, other = self._trees.leaf(old, index), self._trees.leaf(new, index)
+            for place in range(self._per_leaf):
+                at = place * size
+                if one[at : at + size] != other[at : at + size]:
+                    self._compare_inode(index * self._per_leaf + place + 1)
+            yield from self._watch.pause()
+
+    def _compare_inode(self, number: int) -> None:
+        old, new = self._old.inodes.find(number), self._new.inodes.find(number)
+        if (old is None or old.is_hidden) and (new is None or new.is_hidden):
+            return
+        if old is None or new is None or old.generation != new.generation:
+            self._different.add(number)
+            return
+        if new.is_directory and self._contents_differ(old, new):
+            self._pairs.append((number, number))
+        fields = self._differing_fields(old, new)
+        if fields and old.links and new.links:
+            self._fields[number] = fields
+
+    def _differing_fields(self, old: Inode, new: Inode) -> tuple[str, ...]:
+        fields = []
+        if not new.is_directory:
+            if self._contents_differ(old, new):
+                fields.append("content")
+            if old.root.size != new.root.size:
+                fields.append("size")
+            if old.rdev != new.rdev:
+                fields.append("device")
+        if (old.mode ^ new.mode) & _PERMISSIONS:
+            fields.append("mode")
+        fields += [name for name in ("uid", "gid", "mtime") if getattr(old, name) != getattr(new, name)]
+        if self._xattrs_differ(old, new):
+            fields.append("xattrs")
+        return tuple(fields)
+
+    def _contents_differ(self, old: Inode, new: Inode) -> bool:
+        one, other = old.root, new.root
+        return one.size != other.size or any(True for _ in differing_leaves(self._trees, one, other))
+
+    def _xattrs_differ(self, old: Inode, new: Inode) -> bool:
+        holders = []
+        for inode, inodes in ((old, self._old.inodes), (new, self._new.inodes)):
+            number = inode.xattr_inode
+            holders.append(inodes.get_hidden(number, f"inode {inode.number}") if number else None)
+        one, other = holders
+        if one is None or other is None:
+            return one is not other
+        return self._contents_differ(one, other) and self._values(0, old) != self._values(1, new)
+
+    def _values(self, which: int, inode: Inode) -> dict[bytes, bytes]:
+        xattrs = self._xattrs[which]
+        return {name: xattrs.get(inode, name) for name in xattrs.names(inode)}
+
+    # --- names ---
+
+    @cached_property
+    def _other_slots(self) -> set[int]:
+        """The long-name slots that differ: an entry that is equal in both trees may lead to another name through them."""
+        return set(differing_leaves(self._trees, self._old.tree.longnames, self._new.tree.longnames))
+
+    def _compare_directories(self, old: int | None, new: int | None) -> Steps[None]:
+        """Finds the names in one of two directories only: the same one in both trees; or in all of one that has no other."""
+        if old is None or new is None:
+            side, number, enter = (self._old, old, self._lose) if new is None else (self._new, new, self._gain)
+            assert number is not None
+            for entries in side.scan.chunks(side.inodes.get(number, "a directory entry").root):
+                for entry in split(entries):
+                    enter((number, side.scan.name(entry)), side.scan.number(entry))
+                yield from self._watch.pause()
+            return
+        assert old == new
+        old_root = self._old.inodes.get(old, "a directory entry").root
+        new_root = self._new.inodes.get(new, "a directory entry").root
+        before: set[bytes] = set()
+        after: set[bytes] = set()
+        for index in differing_leaves(self._trees, old_root, new_root):
+            before.update(split(self._old.scan.leaf(old_root, index)))
+            after.update(split(self._new.scan.leaf(new_root, index)))
+            yield from self._watch.pause()
+        same = {entry for entry in before & after if self._same_object_and_name(entry)}
+        for entry in same:
+            number = self._new.scan.number(entry)
+            if number in self._fields:
+                self._note_name((new, self._new.scan.name(entry)), number)
+        self._compare_names(new, before - same, after - same)
+        yield from self._watch.pause()
+
+    def _same_object_and_name(self, entry: bytes) -> bool:
+        if self._new.scan.number(entry) in self._different:
+            return False
+        slot = self._new.scan.slot(entry)
+        return slot is None or slot not in self._other_slots
+
+    def _compare_names(self, number: int, before: set[bytes], after: set[bytes]) -> None:
+        """The entries that differ of a directory that is in both trees."""
+        was = {self._old.scan.name(entry): self._old.scan.number(entry) for entry in before}
+        now = {self._new.scan.name(entry): self._new.scan.number(entry) for entry in after}
+        for name in was.keys() | now.keys():
+            one, other = was.get(name), now.get(name)
+            if one is not None and one == other and one not in self._different:
+                self._note_name((number, name), one)
+                continue
+            if one is not None:
+                self._lose((number, name), one)
+            if other is not None:
+                self._gain((number, name), other)
+
+    def _note_name(self, name: Name, number: int) -> None:
+        """Notes a name that an object has in the newer tree, if the object is a file that changed."""
+        if number in self._fields:
+            self._names.setdefault(number, set()).add(name)
+
+    def _lose(self, name: Name, number: int) -> None:
+        """A name of the older tree is gone."""
+        if number not in self._different:
+            self._lost.setdefault(number, []).append(name)
+            return
+        self._removed.append((name, number))
+        if self._old.inodes.get(number, "a directory entry").is_directory:
+            self._pairs.append((number, None))
+
+    def _gain(self, name: Name, number: int) -> None:
+        """A name of the newer tree is new."""
+        if number not in self._different:
+            self._gained.setdefault(number, []).append(name)
+            self._note_name(name, number)
+            return
+        self._added.append((name, number))
+        if self._new.inodes.get(number, "a directory entry").is_directory:
+            self._pairs.append((None, number))
+
+    # --- paths ---
+
+    def _find_names(self, likely: Iterable[int]) -> Steps[None]:
+        missing = {}
+        for number in self._fields:
+            inode = self._new.inodes.get(number, "a changed inode")
+            if not inode.is_directory and inode.links > len(self._names.get(number, ())):
+                missing[number] = inode.links - len(self._names.get(number, ()))
+        if missing:
+            yield from self._new.find_names(missing, likely, self._names)
+        for number in missing:
+            if not self._names.get(number):
+                raise Corrupt(f"inode {number} has no name, but a link count")
+
+    def _resolve(self) -> Steps[None]:
+        """Makes the paths of all directories known that are needed."""
+        directories = {n for n in self._fields if self._new.inodes.get(n, "a changed inode").is_directory}
+        new = {name[0] for name, _ in self._added}.union(directories)
+        old = {name[0] for name, _ in self._removed}.union(directories)
+        for names in self._gained.values():
+            new.update(directory for directory, _ in names)
+        for names in self._lost.values():
+            old.update(directory for directory, _ in names)
+        for number in self._names:
+            new.update(directory for directory, _ in self._names[number])
+            old.update(directory for directory, _ in self._kept(number))
+        yield from self._new.resolve(new)
+        yield from self._old.resolve(old)
+
+    def _kept(self, number: int) -> set[Name]:
+        """The names that a changed file has in both trees."""
+        return self._names.get(number, set()).difference(self._gained.get(number, ()))
+
+    # --- changes ---
+
+    def _changes(self) -> Iterator[Change]:
+        partners: dict[int, dict[bytes, bytes]] = {}
+        for number in self._lost.keys() | self._gained.keys():
+            yield from self._chosen(self._moved(number, partners))
+        yield from self._chosen(self._came_and_went())
+        for number, fields in self._fields.items():
+            yield from self._chosen(self._modified(number, fields, partners.get(number, {})))
+
+    def _chosen(self, changes: Iterable[Change]) -> Iterator[Change]:
+        """Those at or below the path that is asked for."""
+        for change in changes:
+            if any(map(self._is_within, (change.path, *change.links))) or (
+                change.old_path is not None and self._is_within(change.old_path)
+            ):
+                yield change
+
+    def _is_within(self, path: bytes) -> bool:
+        return not self._within or path == self._within or path.startswith(self._within + b"/")
+
+    def _first_within(self, paths: Iterable[bytes]) -> list[bytes]:
+        """Sorted, those first that are asked for."""
+        return sorted(paths, key=lambda path: (not self._is_within(path), _words(path)))
+
+    def _moved(self, number: int, partners: dict[int, dict[bytes, bytes]]) -> Iterator[Change]:
+        """The names that an object has lost and gained. `partners`: old paths by new ones, of what was renamed."""
+        lost, gained = self._lost.get(number, ()), self._gained.get(number, ())
+        # A directory that was made anew counts as the same one, so nothing moved from the one to the other.
+        same = {self._old.path(name) for name in lost if name[0] in self._different}
+        same &= {self._new.path(name) for name in gained if name[0] in self._different}
+        old = sorted({self._old.path(name) for name in lost} - same, key=_words)
+        new = sorted({self._new.path(name) for name in gained} - same, key=_words)
+        kind = self._type(self._new.inodes.get(number, "a changed inode"))
+        partners[number] = dict(zip(new, old, strict=False))
+        for path, old_path in partners[number].items():
+            self._touch(old_path, path)
+            yield Change(ChangeKind.RENAMED, path, kind, number, old_path)
+        for old_path in old[len(new) :]:
+            self._touch(old_path, None)
+            yield Change(ChangeKind.REMOVED, old_path, kind, number)
+        for path in new[len(old) :]:
+            self._touch(None, path)
+            yield Change(ChangeKind.ADDED, path, kind, number)
+
+    def _came_and_went(self) -> Iterator[Change]:
+        """What belongs to objects that are in one of the trees only; those with the same path and type are compared."""
+        removed = {self._old.path(name): self._old.inodes.get(number, "an entry") for name, number in self._removed}
+        added = {self._new.path(name): self._new.inodes.get(number, "an entry") for name, number in self._added}
+        replaced: dict[tuple[int, int], list[bytes]] = {}
+        for path in removed.keys() & added.keys():
+            old, new = removed[path], added[path]
+            if stat.S_IFMT(old.mode) == stat.S_IFMT(new.mode):
+                replaced.setdefault((old.number, new.number), []).append(path)
+                del removed[path], added[path]
+        for path, inode in removed.items():
+            self._touch(path, None)
+            yield Change(ChangeKind.REMOVED, path, self._type(inode), inode.number)
+        for path, inode in added.items():
+            self._touch(None, path)
+            yield Change(ChangeKind.ADDED, path, self._type(inode), inode.number)
+        compared = []
+        for (old_number, number), paths in replaced.items():
+            new = self._new.inodes.get(number, "an entry")
+            fields = self._differing_fields(self._old.inodes.get(old_number, "an entry"), new)
+            if fields:
+                compared.append((new, fields, self._first_within(paths)))
+                for path in paths:
+                    self._touch(None, path)
+        for inode, fields, paths in compared:
+            yield from self._difference(inode, fields, paths, paths[0])
+
+    def _modified(self, number: int, fields: tuple[str, ...], partners: dict[bytes, bytes]) -> Iterator[Change]:
+        """The differences of an object that is in both trees."""
+        inode = self._new.inodes.get(number, "a changed inode")
+        if inode.is_directory:
+            path, old_path = self._new.directories[number], self._old.directories[number]
+            return self._difference(inode, fields, [path], old_path)
+        paths = self._first_within(map(self._new.path, self._names[number]))
+        old = self._first_within(map(self._old.path, (*self._kept(number), *self._lost.get(number, ()))))
+        if self._is_within(paths[0]) or not self._is_within(old[0]):
+            old_path = paths[0] if paths[0] in old else partners.get(paths[0], old[0])
+        else:
+            old_path = old[0]
+        return self._difference(inode, fields, paths, old_path)
+
+    def _difference(
+        self, inode: Inode, fields: tuple[str, ...], paths: Sequence[bytes], old_path: bytes
+    ) -> Iterator[Change]:
+        path = paths[0]
+        if inode.is_directory and (old_path in self._touched[0] or path in self._touched[1]):
+            fields = tuple(field for field in fields if field != "mtime")
+        if fields:
+            kind = ChangeKind.MODIFIED if _CONTENTS & set(fields) else ChangeKind.METADATA
+            where = None if old_path == path else old_path
+            yield Change(kind, path or b".", self._type(inode), inode.number, where, tuple(paths[1:]), fields)
+
+    def _touch(self, old_path: bytes | None, path: bytes | None) -> None:
+        """Names came or went: the times of the directories above them follow."""
+        for one, paths in zip((old_path, path), self._touched, strict=True):
+            if one is not None:
+                paths.add(one.rpartition(b"/")[0])
+
+    def _type(self, inode: Inode) -> str:
+        return TYPES[stat.S_IFMT(inode.mode)]
+
+
+def _words(path: bytes) -> list[bytes]:
+    return [] if path in (b"", b".") else path.split(b"/")
+
+
+def _order(change: Change) -> tuple[list[bytes], int, bytes]:
+    return _words(change.path), _ORDER[change.kind], change.old_path or b""
