@@ -20,7 +20,7 @@ from cowfs.check.directories import GaveUp, Work
 from cowfs.check.namespace import NamespaceCheck
 from cowfs.check.reader import BlockReader, State
 from cowfs.check.slots import COUNTER_MAX, check_boot_block, choose, read_slots
-from cowfs.check.tables import check_reclaim, check_snapshots
+from cowfs.check.tables import check_reclaim, check_settings, check_snapshots
 from cowfs.check.trees import (
     BITMAP,
     RECLAIM,
@@ -126,6 +126,7 @@ def _walk_all(walk: TreeWalk, reader: BlockReader, report: p.Report, state: Stat
         (SETTINGS, extension.settings),
     ):
         walk.walk_system(kind, root)
+    check_settings(reader, report, extension.settings)
     trees += check_snapshots(reader, report, extension)
     for tree in trees:
         walk.walk_files(tree)

@@ -139,6 +139,7 @@ SNAPSHOT_RECORD: Final = _error(605, "snapshot-record", "a snapshot's record has
 SNAPSHOT_DUPLICATE: Final = _error(606, "snapshot-duplicate", "two snapshots have the same id or name")
 NOT_CHECKED: Final = _error(607, "not-checked", "sharing is so tangled that a tree was not looked through to its end")
 SNAPSHOT_INDEX: Final = _error(609, "snapshot-index", "the index does not lead to all snapshots, or leads elsewhere")
+SETTINGS_CONTENTS: Final = _error(610, "settings", "the settings are malformed")
 SNAPSHOTS_NOT_CHECKED: Final = _note(608, "snapshots-not-checked", "names in some snapshots were not looked through")
 
 

@@ -1,7 +1,8 @@
-"""The tables of a volume's own: the snapshot table and the reclaim queue, record by record."""
+"""The tables of a volume's own, record by record: snapshots, their index, the reclaim queue; and the settings."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from cowfs.check import problem as p
@@ -134,3 +135,29 @@ def check_reclaim(reader: BlockReader, report: p.Report, extension: f.Extension)
                 yield entry
     if found < count:
         report.add(p.RECLAIM_ENTRY, f"{count - found} entries lie in holes")
+
+
+def check_settings(reader: BlockReader, report: p.Report, root: f.RootNode) -> None:
+    """The settings are a JSON object."""
+    if root.size:
+        failure = _settings_failure(ContentsReader(reader, contents_of(root)))
+        if failure:
+            report.add(p.SETTINGS_CONTENTS, failure)
+
+
+def _settings_failure(contents: ContentsReader) -> str:
+    header = f.SettingsHeader.SIZE
+    size = contents.tree.size
+    if size < header:
+        return f"{size} bytes"
+    length = f.SettingsHeader.unpack(contents.read(0, header)).length
+    most = min(f.SETTINGS_LENGTH_MAX, size - header)
+    if length > most:
+        return f"{length} bytes of text, at most {most} can be"
+    if not length:
+        return ""
+    try:
+        value = json.loads(contents.read(header, length))
+    except (ValueError, RecursionError) as error:
+        return f"not JSON: {error}"
+    return "" if isinstance(value, dict) else "not a JSON object"

@@ -742,3 +742,18 @@ def index_entry_away_from_home(image: Image, inodes: Inodes) -> None:
         entry = data[offset : offset + f.SnapshotIndexEntry.SIZE]
         data[offset : offset + f.SnapshotIndexEntry.SIZE] = bytes(f.SnapshotIndexEntry.SIZE)
         data[away : away + f.SnapshotIndexEntry.SIZE] = entry
+
+
+@recipe(p.SETTINGS_CONTENTS)
+def settings_longer_than_their_tree(image: Image, inodes: Inodes) -> None:
+    image.use_system_tree("settings", f.SettingsHeader(f.SETTINGS_LENGTH_MAX).pack() + b"{}")
+
+
+@recipe(p.SETTINGS_CONTENTS)
+def settings_that_are_a_list(image: Image, inodes: Inodes) -> None:
+    image.use_system_tree("settings", f.SettingsHeader(2).pack() + b"[]")
+
+
+@recipe(p.SETTINGS_CONTENTS)
+def settings_that_are_no_text(image: Image, inodes: Inodes) -> None:
+    image.use_system_tree("settings", f.SettingsHeader(2).pack() + b"\xff{")

@@ -95,6 +95,7 @@ PERMANENT = {
     607: "not-checked",
     608: "snapshots-not-checked",
     609: "snapshot-index",
+    610: "settings",
 }
 """Numbers once given out stay with their kind: lines may be added here, and none changed."""
 ORDINARY = {101, 102, 112, 315, 603, 608}

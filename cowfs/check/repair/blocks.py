@@ -121,9 +121,12 @@ class BlockMender:
     def mend_tables(self) -> None:
         """The snapshot table, whose records are then read again, and the settings."""
         extension = self._ws.extension
-        for kind, name in ((SNAPSHOTS, "snapshots"), (SETTINGS, "settings")):
-            mended = self._mend_root(getattr(extension, name), _Tree(kind, seen=set()))
-            setattr(extension, name, root_node(mended.contents))
+        extension.snapshots = root_node(self._mend_root(extension.snapshots, _Tree(SNAPSHOTS, seen=set())).contents)
+        cuts = self._cuts
+        extension.settings = root_node(self._mend_root(extension.settings, _Tree(SETTINGS, seen=set())).contents)
+        if self._cuts > cuts:
+            extension.settings = f.RootNode()
+            self._ws.say("the settings are lost")
         self._ws.load_records()
 
     def _mend_files(self, tree: FileTree) -> None:

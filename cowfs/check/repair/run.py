@@ -37,7 +37,9 @@ FIELDS: Final = frozenset(
     {p.TRUNCATED, p.BOOT_HEAD, p.SLOT_POINTER, p.RECORD_FIELD, p.EXTENSION_FIELD, p.ZERO_BLOCK_NUMBER}
     | {p.ZERO_BLOCK_CONTENTS}
 )
-TABLES: Final = frozenset({p.SNAPSHOT_COUNT, p.SNAPSHOT_RECORD, p.SNAPSHOT_DUPLICATE, p.SNAPSHOT_INDEX})
+TABLES: Final = frozenset(
+    {p.SNAPSHOT_COUNT, p.SNAPSHOT_RECORD, p.SNAPSHOT_DUPLICATE, p.SNAPSHOT_INDEX} | {p.SETTINGS_CONTENTS}
+)
 BLOCKS: Final = frozenset(
     {p.ROOT_NODE, p.POINTER_RANGE, p.POINTER_BEHIND_END, p.POINTER_MISSING, p.ZERO_BLOCK_LEVEL, p.BLOCK_TWO_ROLES}
     | {p.BLOCK_SHARED, p.BLOCK_UNREADABLE, p.CHECKSUM, p.BLOCK_REPEATED, p.FILE_TAIL, p.INODE_STATUS, p.INODE_TYPE}
@@ -289,6 +291,9 @@ class _Rounds:
         if phase is not None and PHASES[phase] is TABLES:
             fields.mend_snapshots(ws)
             fields.rebuild_index(ws)
+            if p.SETTINGS_CONTENTS in kinds:
+                ws.extension.settings = f.RootNode()
+                ws.say("the settings are lost")
             if p.SNAPSHOT_INDEX in kinds:
                 ws.say("the index of the snapshot table is written anew")
         elif phase is not None and PHASES[phase] is BLOCKS:

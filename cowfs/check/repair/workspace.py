@@ -226,8 +226,10 @@ class Workspace:
             changed[place] = record.pack()
         if changed:
             self._store_records(changed)
-        if self.system_suspect:  # version 1 of the format gives the settings no contents
-            self.extension.settings = f.RootNode()
+        if self.system_suspect:
+            settings = contents_of(self.extension.settings)
+            small = settings.size <= f.SETTINGS_LENGTH_MAX + f.SettingsHeader.SIZE
+            self.extension.settings = root_node(self.build(self.bytes_of(settings))) if small else f.RootNode()
 
     def _store_records(self, records: dict[int, bytes]) -> None:
         root = contents_of(self.extension.snapshots)
