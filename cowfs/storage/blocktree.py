@@ -455,13 +455,18 @@ class BlockTrees:
         return total
 
     def _count(self, pointer: int, level: int) -> int:
-        """Leaves below a pointer to a block of `level` >= 1 that are no holes."""
+        """Leaves below a pointer to a block of `level` >= 1 that are no holes. Raises Corrupt for impossibly many."""
         if self.is_hole(pointer):
             return 0
         pointers = self._pointers(pointer)
         if level == 1:
             return self._count_leaves(pointers)
-        return sum(self._count(child, level - 1) for child in pointers)
+        total = 0
+        for child in pointers:
+            total += self._count(child, level - 1)
+            if total > self.store.num_blocks:  # pointers in a circle, most likely
+                raise Corrupt("a tree with more leaves than the volume has blocks", block=pointer)
+        return total
 
     def _count_leaves(self, pointers: list[int]) -> int:
         return len(pointers) - sum(map(pointers.count, (f.NO_BLOCK, *self.zero_blocks)))
@@ -470,10 +475,10 @@ class BlockTrees:
         return self.store.words(self.store.read(block)).tolist()
 
 
-def check_root(root: Root, block_size: int, fanout: int, what: str) -> None:
+def check_root(root: Root, block_size: int, fanout: int, what: str, level_max: int = f.LEVEL_MAX) -> None:
     """Raises Corrupt for a root whose levels or size cannot be."""
-    if root.levels > f.LEVEL_MAX:
-        raise Corrupt(f"{what}: levels", wanted=f"<= {f.LEVEL_MAX}", found=root.levels)
+    if root.levels > level_max:
+        raise Corrupt(f"{what}: levels", wanted=f"<= {level_max}", found=root.levels)
     if root.size > f.BLOCK_COUNT_MAX * block_size:
         raise Corrupt(f"{what}: size", wanted=f"<= {f.BLOCK_COUNT_MAX * block_size}", found=root.size)
     if root.size > f.POINTER_COUNT * fanout**root.levels * block_size:

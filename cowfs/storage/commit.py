@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cowfs.errors import Corrupt
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
 from cowfs.ondisk.records import Buffer
@@ -169,6 +170,10 @@ class Sealer:
             tree = volume.reclaim_tree if name == "reclaim" else getattr(volume, name)
             setattr(extension, name, tree.root_node())
         extension.checksum_checks = tuple(volume.checksums.top_checks)
+        system_blocks = extension.system_blocks + sum(tree.block_delta for tree in volume.system_trees)
+        if min(system_blocks, extension.snapshot_count) < 0:
+            found = f"{extension.snapshot_count} snapshots, {system_blocks} blocks of the system"
+            raise Corrupt("a count of the volume was too low", found=found)
+        extension.system_blocks = system_blocks
         for tree in volume.system_trees:
-            extension.system_blocks += tree.block_delta
             tree.block_delta = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from cowfs.errors import Corrupt
 from cowfs.ondisk import format as f
 from cowfs.storage.blocktree import BlockTrees, Root, WritableRoot, check_root
 
@@ -37,10 +38,14 @@ class Tree:
         self.inodes = _root(record.inode, f.KIND_INODES)
         self.longnames = _root(record.longfile, f.KIND_LONG_NAMES)
         geometry = trees.store.geometry
-        check_root(self.inodes, geometry.block_size, geometry.fanout, "inode file")
-        check_root(self.longnames, geometry.block_size, geometry.fanout, "long-name file")
+        own = bool(trees.zero_blocks)
+        level_max = f.LEVEL_MAX if own else f.FOREIGN_LEVEL_MAX
+        check_root(self.inodes, geometry.block_size, geometry.fanout, "inode file", level_max)
+        check_root(self.longnames, geometry.block_size, geometry.fanout, "long-name file", level_max)
         self.num_inodes = self.inodes.size // f.INODE_SIZE
         self.free_inodes = record.free_inodes
+        if own and not self.free_inodes <= self.num_inodes <= f.INODE_COUNT_MAX:
+            raise Corrupt("inode counts", found=f"{self.free_inodes} of {self.num_inodes} free")
         self.inode_hint = record.inode.hint
         self.longname_hint = record.longfile.hint
 

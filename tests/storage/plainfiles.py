@@ -105,7 +105,7 @@ class PlainFiles:
         self.live = FileTree(volume.live)
         self.all: dict[int, FileTree] = {0: self.live}
         more = inode_leaves - volume.live.num_inodes // self.per_leaf
-        if more > 0:
+        if inode_leaves > 1 and more > 0:
             self._grow(volume.live, more)
 
     @classmethod
