@@ -39,6 +39,7 @@ from cowfs.ondisk.records import Buffer
 _PIECES_MAX: Final = 1024  # IOV_MAX of Linux
 _LOCK_POLL_SECONDS: Final = 0.05
 _DISCARD_ALIGNMENT: Final = 4096  # sectors of block devices are at most this large
+_PAGE_SIZE: Final = 4096  # at least one page of the system's cache is forgotten
 _BLKDISCARD: Final = 0x1277
 _FALLOC_KEEP_SIZE_PUNCH_HOLE: Final = 0x1 | 0x2
 _NOT_SUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY)
@@ -295,6 +296,13 @@ class FileDevice:
         except OSError as error:
             raise _failure(self.name, "forget its cached pages", error) from error
 
+    def forget_cached(self, offset: int, length: int) -> None:
+        """Has the system forget what it keeps of these bytes, so that reading asks the medium. Only a wish."""
+        start = offset // _PAGE_SIZE * _PAGE_SIZE
+        end = -(-(offset + length) // _PAGE_SIZE) * _PAGE_SIZE
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
+
     def close(self) -> None:
         """Closes the descriptors; with them the locks end."""
         descriptors = (self._claim, self._descriptor)
@@ -323,6 +331,13 @@ class FileDevice:
                 return f"{self.name} is mounted or in use"
             raise _failure(self.name, "claim it", error) from error
         return ""
+
+
+def read_medium(device: Device, offset: int, length: int) -> bytes:
+    """As `Device.read`, past the caches of the system as far as they can be passed. Raises DeviceError."""
+    if isinstance(device, FileDevice):
+        device.forget_cached(offset, length)
+    return device.read(offset, length)
 
 
 class MemoryDevice:

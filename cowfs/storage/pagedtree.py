@@ -337,6 +337,25 @@ class ChecksumTree(PagedTree):
             if (0, index) not in self._dirty:
                 self.page_for_write(index)
 
+    def tops(self) -> list[Key]:
+        """The keys of the top pages or nodes that are there."""
+        return [(self.levels, index) for index, pointer in enumerate(self.ptr) if pointer != f.NO_BLOCK]
+
+    def below(self, key: Key) -> list[Key]:
+        """The keys of the pages or nodes that a node leads to. Raises Corrupt, DeviceError."""
+        level, index = key
+        pointers = self._node(key)[:: self.entry_words]
+        return [(level - 1, index * self.fanout + i) for i, pointer in enumerate(pointers) if pointer != f.NO_BLOCK]
+
+    def entry(self, key: Key) -> tuple[int, int]:
+        """(block, crc32c) of a page or node as its parent has it: that of the last commit. Raises Corrupt, DeviceError."""
+        level, index = key
+        if level == self.levels:
+            return self.ptr[index], self.top_checks[index]
+        parent, slot = divmod(index, self.fanout)
+        node = self._node((level + 1, parent))
+        return node[2 * slot], node[2 * slot + 1]
+
     def take_contents(self) -> list[tuple[int, bytes]]:
         """As PagedTree's, from the leaves upwards, each one's crc32c entered into its parent."""
         assert not self._unplaced
@@ -357,12 +376,7 @@ class ChecksumTree(PagedTree):
         return contents
 
     def _read_block(self, key: Key, block: int) -> Buffer:
-        level, index = key
-        if level == self.levels:
-            wanted = self.top_checks[index]
-        else:
-            parent, slot = divmod(index, self.fanout)
-            wanted = self._node((level + 1, parent))[2 * slot + 1]
+        wanted = self.entry(key)[1]
         store = self.store
         if not 0 <= block < store.num_blocks:
             raise Corrupt(

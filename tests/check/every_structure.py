@@ -313,6 +313,14 @@ def _read(fs: Filesystem, number: int, size: int, where: bytes, objects: dict[by
     objects[where + b"/end"] = seen.attempt(f"{where!r}", lambda: fs.read(number, max(0, size - 1000), 2000))
 
 
+def resolve(fs: Filesystem, path: bytes) -> int:
+    """The inode number at a path."""
+    ino = 1
+    for name in path.split(b"/"):
+        ino = fs.lookup(ino, name).ino
+    return ino
+
+
 def differences(found: Trees, wanted: Trees) -> list[str]:
     """Everything that was seen and is not as it should be. What could not be seen (None) is no difference."""
     wrong = []

@@ -23,6 +23,7 @@ from every_structure import (
     Step,
     boot_bytes,
     differences,
+    resolve,
     sample,
     walk,
 )
@@ -194,19 +195,12 @@ def test_the_volume_has_every_structure() -> None:
     assert not seen.errors and not seen.wrong
     assert seen.seen == sample().states[state.serial]
     for path, data in sample().contents.items():
-        attributes = resolve(trees, path)
+        attributes = resolve(trees.live, path)
         assert trees.live.read(attributes, 0, len(data) + 1) == data, path
 
 
 def levels_of_files(trees: Snapshots) -> list[Root]:
-    return [trees.live.inode(resolve(trees, path)).root for path in sample().contents]
-
-
-def resolve(trees: Snapshots, path: bytes) -> int:
-    ino = 1
-    for name in path.split(b"/"):
-        ino = trees.live.lookup(ino, name).ino
-    return ino
+    return [trees.live.inode(resolve(trees.live, path)).root for path in sample().contents]
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -317,7 +311,7 @@ def test_a_reader_that_verifies_nothing_is_caught(monkeypatch: pytest.MonkeyPatc
         return store.device.read(store.geometry.block_offset(block), count * store.block_size)
 
     trees = Snapshots(Volume.open(Patched(sample().image, {}), read_only=True), clock=Clock())
-    root = trees.live.inode(resolve(trees, b"small")).root
+    root = trees.live.inode(resolve(trees.live, b"small")).root
     offset = GEOMETRY.block_offset(root.ptr[1]) + 7
     flip(offset)
     monkeypatch.setattr(BlockStore, "_read_device", read)
