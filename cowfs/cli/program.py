@@ -54,6 +54,7 @@ for _command in (
     image.dump,
     snapshot.snapshot,
     snapshot.rollback,
+    snapshot.df,
 ):
     program.add_command(_command)
 

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from cowfs import control
-from cowfs.cli.output import printable, show_json, show_table
-from cowfs.cli.target import carry_out
+from cowfs.cli.output import printable, show_json, show_table, size_text
+from cowfs.cli.target import carry_out, mount_of
 
 _TARGET = click.argument("target", metavar="IMAGE|MNT", type=click.Path(readable=False))
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -83,12 +83,23 @@ def rename(target: str, name: str, new_name: str, as_json: bool) -> None:
 @_TARGET
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--wait", is_flag=True, help="Return only when the space is free.")
+@click.option("--dry-run", is_flag=True, help="Only say how many bytes deleting all of these frees.")
 @_JSON
-def delete(target: str, names: tuple[str, ...], wait: bool, as_json: bool) -> None:
+def delete(target: str, names: tuple[str, ...], wait: bool, dry_run: bool, as_json: bool) -> None:
     """Delete snapshots or clones, in any order; of a mounted volume the space becomes free in the background."""
-    reply = _run(target, ("snapshot", "delete", *names))
-    if wait:
-        _wait_for_reclaim(target)
+    if dry_run:
+        reply = _run(target, ("snapshot", "delete", *names), {"dry-run": True}, write=False)
+        if as_json:
+            show_json(reply)
+        else:
+            click.echo(f"would free {size_text(reply['would_free'])}")
+        return
+    if wait and mount_of(target) is None:
+        reply = _run(target, ("snapshot", "delete", *names), {"wait": True})
+    else:
+        reply = _run(target, ("snapshot", "delete", *names))
+        if wait:
+            _wait_for_reclaim(target)
     if as_json:
         show_json(reply)
 
@@ -104,6 +115,25 @@ def _wait_for_reclaim(target: str) -> None:
             if bar.length is not None and bar.length - waiting > done:
                 bar.update(bar.length - waiting - done)
                 done = bar.length - waiting
+
+
+@click.command()
+@_TARGET
+@_JSON
+def df(target: str, as_json: bool) -> None:
+    """Show what each tree takes, to the block: the live one, and every snapshot and clone.
+
+    Reads the metadata of all of them. "exclusive" is what deleting that tree alone would free.
+    """
+    trees = _run(target, ("df",), write=False)["trees"]
+    if as_json:
+        show_json(trees)
+        return
+    width = max(len(printable(row["name"])) for row in trees) + 6
+    click.echo(f"{'tree':<{width}} {'total':>16} {'exclusive':>16} {'shared':>16}  (bytes)")
+    for row in trees:
+        name = "(live)" if row["live"] else printable(row["name"])
+        click.echo(f"{name:<{width}} {row['total']:>16} {row['exclusive']:>16} {row['shared']:>16}")
 
 
 @snapshot.command()

@@ -32,13 +32,18 @@ def unmounted(image: str, *, writable: bool = False) -> Iterator[FileDevice]:
         device.close()
 
 
+def mount_of(target: str) -> mounts.Mount | None:
+    """The mount that a target is, lies in, or is the image of; None for an image that is not mounted."""
+    if os.path.isdir(target) or mounts.at(target) is not None:
+        return require_mount(target)
+    return next((mount for mount in mounts.of_image(target) if not mounts.is_dead(mount)), None)
+
+
 def carry_out(target: str, command: control.Command, *, write: bool = False) -> control.Reply:
     """The reply to a command. `write`: it changes something. Raises the CowfsError of its failure."""
-    if os.path.isdir(target) or mounts.at(target) is not None:
-        return control.send(require_mount(target).mountpoint, command)
-    for mount in mounts.of_image(target):
-        if not mounts.is_dead(mount):
-            return control.send(mount.mountpoint, command)
+    mount = mount_of(target)
+    if mount is not None:
+        return control.send(mount.mountpoint, command)
     from cowfs.control import commands
     from cowfs.control.host import Offline
     from cowfs.fs import Filesystem

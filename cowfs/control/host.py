@@ -9,6 +9,8 @@ from cowfs.control.wire import Reply
 from cowfs.errors import NotSupported
 from cowfs.fs.filesystem import Filesystem
 from cowfs.fs.snapshot import Snapshots
+from cowfs.fs.steps import Steps
+from cowfs.fs.steps import finish as run_steps
 
 R = TypeVar("R")
 
@@ -41,6 +43,14 @@ class Host(Protocol):
 
     async def change(self, operation: Callable[[], R]) -> R:
         """The result of a change, carried out at once, or after the commits that bring space for it forward."""
+        ...
+
+    async def reclaimed(self) -> None:
+        """Returns when what was deleted is free."""
+        ...
+
+    async def work(self, steps: Steps[R]) -> R:
+        """The result of a long computation that changes nothing, with other requests between its slices."""
         ...
 
     async def roll_back(self, operation: Callable[[], R]) -> R:
@@ -78,6 +88,16 @@ class Offline:
     async def change(self, operation: Callable[[], R]) -> R:
         """Carries it out; the volume makes room by itself."""
         return operation()
+
+    async def reclaimed(self) -> None:
+        """Does it now."""
+        while self.filesystem.volume.reclaim_slice():
+            self.filesystem.sync()
+        self.filesystem.sync()
+
+    async def work(self, steps: Steps[R]) -> R:
+        """Computes it in one go."""
+        return run_steps(steps)
 
     async def roll_back(self, operation: Callable[[], R]) -> R:
         """As `change`: nobody has cached anything."""

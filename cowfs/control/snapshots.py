@@ -7,6 +7,7 @@ import time
 from cowfs.control.host import Host
 from cowfs.control.specification import Arguments, Specification
 from cowfs.control.wire import Reply
+from cowfs.fs import usage
 from cowfs.fs.attributes import NANOSECONDS
 from cowfs.fs.snapshot import SnapshotInfo
 
@@ -41,9 +42,31 @@ async def _rename(arguments: Arguments, host: Host) -> Reply:
 
 async def _delete(arguments: Arguments, host: Host) -> Reply:
     names = arguments.words
+    if arguments.flag("dry-run"):
+        found = [host.snapshots.find(name) for name in dict.fromkeys(names)]
+        freed = await host.work(usage.freed_by_steps(host.snapshots.volume, [info.place for info in found]))
+        return {"would_delete": [_text(info.name) for info in found], "would_free": freed}
     infos = await host.change(lambda: host.snapshots.delete(names))
     await host.commit()
+    if arguments.flag("wait"):
+        await host.reclaimed()
     return {"deleted": [_text(info.name) for info in infos]}
+
+
+async def _df(arguments: Arguments, host: Host) -> Reply:
+    """What each tree takes: all of it, what only it has, and what others share with it. Bytes."""
+    await host.flush_dirty_pages()
+    await host.commit()
+    volume = host.snapshots.volume
+    trees = {"": volume.live}
+    infos = sorted(host.snapshots, key=lambda info: info.id)
+    trees |= {_text(info.name): usage.tree_at(volume, info.place) for info in infos}
+    rows = []
+    for name, tree in trees.items():
+        found = await host.work(usage.tree_usage_steps(volume, tree))
+        sizes = {key: value * volume.geometry.block_size for key, value in found._asdict().items()}
+        rows.append({"name": name, "live": tree is volume.live, **sizes})
+    return {"trees": rows}
 
 
 async def _protect(arguments: Arguments, host: Host) -> Reply:
@@ -75,7 +98,8 @@ COMMANDS: dict[str, Specification] = {
     "snapshot list": Specification(_list),
     "snapshot show": Specification(_show, 1, 1),
     "snapshot rename": Specification(_rename, 2, 2),
-    "snapshot delete": Specification(_delete, 1, None),
+    "snapshot delete": Specification(_delete, 1, None, frozenset({"dry-run", "wait"})),
+    "df": Specification(_df),
     "snapshot protect": Specification(_protect, 1, 1),
     "snapshot unprotect": Specification(_unprotect, 1, 1),
     "rollback": Specification(_rollback, 1, 1, frozenset({"discard"})),

@@ -75,7 +75,7 @@ def freed_by(volume: Volume, places: Iterable[int]) -> int:
 def freed_by_steps(volume: Volume, places: Iterable[int]) -> Steps[int]:
     """`freed_by` in slices. Raises Busy as well, where something that it looks at was changed between two of them."""
     chosen = sorted(set(places))
-    trees = [_tree_at(volume, place) for place in chosen]
+    trees = [tree_at(volume, place) for place in chosen]
     drop = Simulation(volume, Watch(volume, trees, chosen))
     yield from drop.reclaim()
     before = drop.freed
@@ -111,7 +111,7 @@ def path_usage_steps(filesystem: Filesystem, ino: int) -> Steps[Usage]:
     return (yield from _PathUsage(filesystem).run(ino))
 
 
-def _tree_at(volume: Volume, place: int) -> Tree:
+def tree_at(volume: Volume, place: int) -> Tree:
     """The tree of the snapshot or clone at a place, without opening it. Raises NotFound."""
     _space(volume)
     record = volume.forest.table.get(place)

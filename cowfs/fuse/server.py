@@ -23,6 +23,7 @@ from cowfs.control import Reply
 from cowfs.errors import Busy, CowfsError, NotSupported, SpaceShort
 from cowfs.fs.filesystem import Filesystem
 from cowfs.fs.snapshot import Snapshots
+from cowfs.fs.steps import Steps
 from cowfs.fuse import loop, mounts
 from cowfs.fuse.commits import CommitScheduler
 from cowfs.fuse.operations import Operations
@@ -36,6 +37,7 @@ WORKERS_MAX = 256
 """Requests in progress at once: those that wait for a commit must leave room for those that need not wait. Each one holds
 a receive buffer of up to 1 MiB."""
 READ_AHEAD_KILOBYTES = 1024
+RECLAIM_POLL_SECONDS = 0.05
 SWITCH_INTERVAL_SECONDS = 0.0005
 """How soon the trio thread gets the interpreter back while a commit is being written out by another thread."""
 
@@ -93,6 +95,22 @@ class Server:
             result = await self.commits.retry(operation)
         self.commits.start_reclaim()
         return result
+
+    async def reclaimed(self) -> None:
+        """Waits for the reclaim in the background."""
+        volume = self.filesystem.volume
+        while volume.reclaim.count and not volume.read_only:
+            self.commits.start_reclaim()
+            await trio.sleep(RECLAIM_POLL_SECONDS)
+
+    async def work(self, steps: Steps[R]) -> R:
+        """Computes it a slice at a time, with requests in between."""
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            await trio.lowlevel.checkpoint()
 
     async def roll_back(self, operation: Callable[[], R]) -> R:
         """Carries out a rollback; afterwards the kernel knows nothing of the old tree any more."""

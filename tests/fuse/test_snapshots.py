@@ -200,3 +200,26 @@ def test_the_commands_work_on_an_image(place: Place) -> None:
     place.mount()
     assert os.listdir(place.mountpoint) == []
     assert (folder(place) / infos[0]["name"] / "file").read_text() == "new"
+
+
+def test_what_deleting_a_set_frees_is_said_before(place: Place) -> None:
+    place.make(64)
+    place.mount()
+    root = place.mountpoint
+    (root / "base").write_bytes(os.urandom(1_000_000))
+    for number in range(3):
+        (root / "file").write_bytes(os.urandom(500_000))
+        place.command(f"snapshot create s{number}")
+    (root / "file").unlink()
+    place.umount()
+    names = ["s0", "s2"]
+    said = json.loads(out("snapshot", "delete", place.image, *names, "--dry-run", "--json"))["would_free"]
+    rows = {row["name"]: row for row in json.loads(out("df", place.image, "--json"))}
+    assert rows["s0"]["total"] == rows["s0"]["exclusive"] + rows["s0"]["shared"] > 1_500_000
+    assert 2 * 500_000 < said < 2 * 600_000
+    before = json.loads(out("info", place.image, "--json"))["free"]
+    cowfs("snapshot", "delete", place.image, *names, "--wait")
+    assert json.loads(out("info", place.image, "--json"))["reclaim"] == 0
+    after = json.loads(out("info", place.image, "--json"))["free"]
+    assert 0 <= said - (after - before) <= 16 * 4096, "but for blocks of the volume's own trees"
+    assert place.check()
