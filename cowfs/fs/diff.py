@@ -18,10 +18,10 @@ What is reported, sorted by path:
   nothing of that.
   Access times, ctimes and link counts are not compared: they follow from reading and from other changes.
 
-An object is modified once, under the first of its names; the others are in `links`. Where a new object has the path of one
-of the same type that is gone (as when an editor saves a file, or a directory is made anew) the two are compared as if they
-were one: modified if anything is different, not mentioned if nothing is. Objects without a name (unlinked but open) are
-not mentioned.
+An object is modified once, under the first of its names; the others are in `links`. Where a new object has the name of one
+of the same type that is gone, in the same directory (as when an editor saves a file, or a directory is made anew), the two
+are compared as if they were one: modified if anything is different, not mentioned if nothing is. Objects without a name
+(unlinked but open) are not mentioned.
 
 Cost. Blocks read follow the number of differences, and the size of the directories on the paths that are printed; with one
 exception: the names of a file that changed while the block of its directory that names it did not have to be searched for
@@ -36,7 +36,7 @@ Locking: the core thread only. Changed inodes have been written back (`Volume.be
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -353,11 +353,29 @@ class _Diff:
 
     def _changes(self) -> Iterator[Change]:
         partners: dict[int, dict[bytes, bytes]] = {}
+        replaced = self._replaced()
+        yield from self._chosen(self._came_and_went(replaced))
         for number in self._lost.keys() | self._gained.keys():
-            yield from self._chosen(self._moved(number, partners))
-        yield from self._chosen(self._came_and_went())
+            yield from self._chosen(self._moved(number, partners, replaced.keys()))
+        yield from self._chosen(self._replacements(replaced))
         for number, fields in self._fields.items():
             yield from self._chosen(self._modified(number, fields, partners.get(number, {})))
+
+    def _replaced(self) -> dict[tuple[int, int], list[bytes]]:
+        """Objects that are gone, new ones of their type that have their names, and the paths of these."""
+        removed = {self._old.path(name): (name, number) for name, number in self._removed}
+        added = {self._new.path(name): (name, number) for name, number in self._added}
+        replaced: dict[tuple[int, int], list[bytes]] = {}
+        for path in sorted(removed.keys() & added.keys(), key=lambda path: path.count(b"/")):
+            (old_name, old), (new_name, new) = removed[path], added[path]
+            modes = self._old.inodes.get(old, "an entry").mode, self._new.inodes.get(new, "an entry").mode
+            if self._same_directory(old_name, new_name, replaced.keys()) and not stat.S_IFMT(modes[0] ^ modes[1]):
+                replaced.setdefault((old, new), []).append(path)
+        return replaced
+
+    def _same_directory(self, old: Name, new: Name, replaced: Set[tuple[int, int]]) -> bool:
+        """Whether two names are in the same directory, or in one that was made anew and counts as the same."""
+        return (old[0], new[0]) in replaced if old[0] in self._different else old[0] == new[0]
 
     def _chosen(self, changes: Iterable[Change]) -> Iterator[Change]:
         """Those at or below the path that is asked for."""
@@ -374,14 +392,16 @@ class _Diff:
         """Sorted, those first that are asked for."""
         return sorted(paths, key=lambda path: (not self._is_within(path), _words(path)))
 
-    def _moved(self, number: int, partners: dict[int, dict[bytes, bytes]]) -> Iterator[Change]:
+    def _moved(
+        self, number: int, partners: dict[int, dict[bytes, bytes]], replaced: Set[tuple[int, int]]
+    ) -> Iterator[Change]:
         """The names that an object has lost and gained. `partners`: old paths by new ones, of what was renamed."""
-        lost, gained = self._lost.get(number, ()), self._gained.get(number, ())
-        # A directory that was made anew counts as the same one, so nothing moved from the one to the other.
-        same = {self._old.path(name) for name in lost if name[0] in self._different}
-        same &= {self._new.path(name) for name in gained if name[0] in self._different}
-        old = sorted({self._old.path(name) for name in lost} - same, key=_words)
-        new = sorted({self._new.path(name) for name in gained} - same, key=_words)
+        lost = {self._old.path(name): name for name in self._lost.get(number, ())}
+        gained = {self._new.path(name): name for name in self._gained.get(number, ())}
+        for path in lost.keys() & gained.keys():
+            if self._same_directory(lost[path], gained[path], replaced):
+                del lost[path], gained[path]
+        old, new = sorted(lost, key=_words), sorted(gained, key=_words)
         kind = self._type(self._new.inodes.get(number, "a changed inode"))
         partners[number] = dict(zip(new, old, strict=False))
         for path, old_path in partners[number].items():
@@ -394,31 +414,33 @@ class _Diff:
             self._touch(None, path)
             yield Change(ChangeKind.ADDED, path, kind, number)
 
-    def _came_and_went(self) -> Iterator[Change]:
-        """What belongs to objects that are in one of the trees only; those with the same path and type are compared."""
-        removed = {self._old.path(name): self._old.inodes.get(number, "an entry") for name, number in self._removed}
-        added = {self._new.path(name): self._new.inodes.get(number, "an entry") for name, number in self._added}
-        replaced: dict[tuple[int, int], list[bytes]] = {}
-        for path in removed.keys() & added.keys():
-            old, new = removed[path], added[path]
-            if stat.S_IFMT(old.mode) == stat.S_IFMT(new.mode):
-                replaced.setdefault((old.number, new.number), []).append(path)
-                del removed[path], added[path]
-        for path, inode in removed.items():
-            self._touch(path, None)
-            yield Change(ChangeKind.REMOVED, path, self._type(inode), inode.number)
-        for path, inode in added.items():
-            self._touch(None, path)
-            yield Change(ChangeKind.ADDED, path, self._type(inode), inode.number)
-        compared = []
-        for (old_number, number), paths in replaced.items():
-            new = self._new.inodes.get(number, "an entry")
-            fields = self._differing_fields(self._old.inodes.get(old_number, "an entry"), new)
+    def _came_and_went(self, replaced: dict[tuple[int, int], list[bytes]]) -> Iterator[Change]:
+        """What belongs to objects that are in one of the trees only, and was not replaced."""
+        same = {path for paths in replaced.values() for path in paths}
+        for name, number in self._removed:
+            path = self._old.path(name)
+            if path not in same:
+                self._touch(path, None)
+                kind = self._type(self._old.inodes.get(number, "an entry"))
+                yield Change(ChangeKind.REMOVED, path, kind, number)
+        for name, number in self._added:
+            path = self._new.path(name)
+            if path not in same:
+                self._touch(None, path)
+                kind = self._type(self._new.inodes.get(number, "an entry"))
+                yield Change(ChangeKind.ADDED, path, kind, number)
+
+    def _replacements(self, replaced: dict[tuple[int, int], list[bytes]]) -> Iterator[Change]:
+        """The differences between what is gone and what took its place."""
+        differing = []
+        for (old, new), paths in replaced.items():
+            inode = self._new.inodes.get(new, "an entry")
+            fields = self._differing_fields(self._old.inodes.get(old, "an entry"), inode)
             if fields:
-                compared.append((new, fields, self._first_within(paths)))
+                differing.append((inode, fields, self._first_within(paths)))
                 for path in paths:
                     self._touch(None, path)
-        for inode, fields, paths in compared:
+        for inode, fields, paths in differing:
             yield from self._difference(inode, fields, paths, paths[0])
 
     def _modified(self, number: int, fields: tuple[str, ...], partners: dict[bytes, bytes]) -> Iterator[Change]:

@@ -211,7 +211,9 @@ def check_renames(changes: list[Change], before: dict[bytes, State], after: dict
     objects_after = {state.identity for state in after.values()}
     for path in removed & added:
         same_type = stat.S_IFMT(before[path].mode) == stat.S_IFMT(after[path].mode)
-        assert not same_type or before[path].identity in objects_after or after[path].identity in objects
+        if same_type and before[path].identity not in objects_after and after[path].identity not in objects:
+            above = path.rpartition(b"/")[0]
+            assert before[above].identity != after[above].identity
 
 
 def key(change: Change) -> tuple[list[bytes], int, bytes]:
