@@ -43,6 +43,7 @@ MARGIN_MAX: Final = 48
 TREE_COPIES_MAX: Final = 96  # an estimate above this is for data as well
 WANTS_COMMIT_BYTES: Final = 16 << 20  # dirty metadata after which a commit should begin
 MUST_WAIT_BYTES: Final = 48 << 20  # dirty metadata after which writers should wait for it
+FREED_RUN_BYTES: Final = 128  # what remembering a run of freed blocks takes, about
 
 
 class Tier(enum.IntEnum):
@@ -250,8 +251,12 @@ class Volume:
         return self._dirty_bytes() > MUST_WAIT_BYTES
 
     def _dirty_bytes(self) -> int:
-        # The bitmap and the references have fewer pages than the checksums, which every change touches.
-        return (len(self.store.dirty) + 2 * self.checksums.dirty_count) * self.store.block_size
+        if self.spacemap is None:
+            return 0
+        # Asked by every change. Dropping what is shared dirties references and the bitmap, but no checksums.
+        pages = self.bitmap.dirty_count + self.references.dirty_count + self.checksums.dirty_count
+        freed = len(self.spacemap.freed.runs) * FREED_RUN_BYTES
+        return (len(self.store.dirty) + pages) * self.store.block_size + freed
 
     # --- space ---
 

@@ -308,6 +308,9 @@ def test_a_foreign_volume_is_read_and_never_written() -> None:
     assert contents(volume) == NEW
     with pytest.raises(ReadOnly):
         volume.check_writable()
+    assert not (volume.dirty or volume.wants_commit or volume.must_wait)
+    assert volume.reclaim_slice() is False
+    assert volume.free_blocks_for_statfs() == (volume.superblock.free_blocks, 0)
     volume.close()
     assert device.image() == before
 

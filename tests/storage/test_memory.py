@@ -1,0 +1,150 @@
+"""What the storage room keeps in memory is bounded, and nothing goes wrong when it has to forget."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from plainfiles import BLOCK_SIZES, MIB, PlainFiles, new_device, random_change
+
+from cowfs.ondisk import format as f
+from cowfs.storage import blockio, pagedtree, volume
+from cowfs.storage.volume import Volume
+
+
+@pytest.fixture
+def small_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least that is allowed: 16 pages and 16 nodes of a tree, 64 blocks, 16 pieces of data."""
+    monkeypatch.setattr(pagedtree, "PAGE_CACHE_BYTES", 0)
+    monkeypatch.setattr(pagedtree, "NODE_CACHE_BYTES", 0)
+    monkeypatch.setattr(blockio, "SPILL_BYTES", 0)
+    original = blockio.BlockStore.__init__
+
+    def small(self: blockio.BlockStore, *arguments: object) -> None:
+        original(self, *arguments, cache_bytes=0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(blockio.BlockStore, "__init__", small)
+
+
+def assert_bounds(files: PlainFiles) -> None:
+    """After a commit: no more than the caches' sizes; in between, twice that and what is dirty."""
+    for tree in files.volume.system_trees:
+        dirty = len(tree._dirty)
+        assert len(tree._pages) <= 2 * tree._page_max + dirty + _held_pages(files, tree)
+        assert len(tree._nodes) <= 2 * tree._node_max + dirty
+    store = files.volume.store
+    assert len(store._cache) <= store._cache_max
+    assert len(store.dirty_data) <= store._spill_max + 1
+    spacemap = files.volume.spacemap
+    assert spacemap is not None
+    assert len(spacemap.born_runs) <= f.MANIFEST_ENTRY_MAX + 1
+    assert len(spacemap._pages) <= len(files.volume.bitmap._pages)
+
+
+def _held_pages(files: PlainFiles, tree: pagedtree.PagedTree) -> int:
+    spacemap = files.volume.spacemap
+    assert spacemap is not None
+    return sum(page.held > 0 for page in spacemap._pages.values()) if tree is files.volume.bitmap else 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.usefixtures("small_caches")
+def test_everything_works_with_the_smallest_caches(block_size: int, seed: int) -> None:
+    """Changes all over a volume whose system trees have far more pages than stay in memory."""
+    choose = random.Random(seed)
+    size = 32 * MIB if block_size == 512 else 128 * MIB
+    files = PlainFiles(Volume.open(new_device(size, block_size)), inode_leaves=100)
+    spacemap = files.volume.spacemap
+    assert spacemap is not None
+    before = files.blocks_in_use()
+    numbers = [files.create() for _ in range(5)]
+
+    def offsets() -> int:
+        return choose.choice((choose.randrange(100_000), choose.randrange(1 << 30)))
+
+    for step in range(120):
+        spacemap.data_hint = choose.randrange(spacemap.num_blocks)  # data goes anywhere
+        action = choose.random()
+        if action < 0.75:
+            random_change(files, choose.choice(numbers), 0, choose, offsets)
+        elif action < 0.8:
+            files.remove(numbers.pop())
+            numbers.insert(0, files.clone(numbers[0]))
+        elif action < 0.95:
+            files.volume.commit()
+        else:
+            files.volume.reclaim_slice(50)
+        assert_bounds(files)
+        if step % 40 == 39:
+            files.check()
+    for number in numbers:
+        files.remove(number)
+    files.drain()
+    files.check()
+    assert files.blocks_in_use() == before
+    for tree in files.volume.system_trees:
+        assert len(tree._pages) <= tree._page_max
+        assert len(tree._nodes) <= tree._node_max
+    files.close()
+
+
+def test_many_small_pieces_do_not_wait_for_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of blocks, each in place a second time: after what has been written out early, too."""
+    monkeypatch.setattr(blockio, "SPILL_BYTES", 64 * 4096)
+    files = PlainFiles.make(16 * MIB)
+    number = files.create()
+    for round_ in range(3):
+        for index in range(400):
+            files.write(number, index * 4096 + round_, bytes([round_ + 1]))
+            assert_bounds(files)
+    files.check()
+
+
+def test_dirty_metadata_brings_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody commits here but admission, when as much is dirty as may be."""
+    monkeypatch.setattr(volume, "MUST_WAIT_BYTES", 256 << 10)
+    monkeypatch.setattr(volume, "WANTS_COMMIT_BYTES", 128 << 10)
+    files = PlainFiles(Volume.open(new_device(64 * MIB, 4096)))
+    number = files.create()
+    commits = files.volume.commits
+    for step in range(300):
+        files.write(number, step * 5_000_000, b"x")
+        assert files.volume._dirty_bytes() <= (256 << 10) + 24 * 4096
+    assert files.volume.commits > commits + 3
+    assert files.volume.wants_commit or files.volume._dirty_bytes() <= 128 << 10
+    files.check()
+
+
+def test_what_is_freed_together_is_remembered_together() -> None:
+    files = PlainFiles.make(32 * MIB, 512)
+    number = files.create()
+    files.write(number, 0, bytes(range(256)) * 40_000)
+    files.volume.commit()
+    files.remove(number)
+    files.volume.reclaim_slice(1 << 20)
+    spacemap = files.volume.spacemap
+    assert spacemap is not None
+    assert spacemap.freed.count > 20_000
+    assert len(spacemap.freed.runs) < 800
+    files.drain()
+    files.check()
+
+
+def test_what_is_freed_in_pieces_counts_as_dirty() -> None:
+    """Each piece takes memory until two commits later."""
+    files = PlainFiles.make(32 * MIB, 512)
+    number = files.create()
+    files.write(number, 0, bytes(range(256)) * 40_000)
+    files.volume.commit()
+    with files.change(number) as token:
+        for index in range(0, 20_000, 2):
+            files.trees.punch(token, index)
+    files.live.files[number].size = 0
+    spacemap = files.volume.spacemap
+    assert spacemap is not None
+    pieces = len(spacemap.freed.runs)
+    assert pieces >= 10_000
+    before = files.volume._dirty_bytes()
+    files.volume.commit()
+    assert before - files.volume._dirty_bytes() >= 64 * pieces
