@@ -52,6 +52,13 @@ class Read:
     offset: int
     length: int
 
+    def answer(self, device: Device) -> bytes | DeviceError:
+        """The bytes, or why they cannot be read. For any thread."""
+        try:
+            return read_medium(device, self.offset, self.length)
+        except DeviceError as error:
+            return error
+
 
 @dataclass(frozen=True, slots=True)
 class Pause:
@@ -60,7 +67,7 @@ class Pause:
     seconds: float
 
 
-Steps: TypeAlias = "Generator[Read | Pause, bytes | DeviceError | None, None]"
+Work: TypeAlias = "Generator[Read | Pause, bytes | DeviceError | None, None]"
 
 
 @dataclass(slots=True)
@@ -103,7 +110,6 @@ class Scrub:
         self.bad: dict[int, Bad] = {}
         self.bad_count = 0
         self.finished = False
-        self.rate = rate
         self._suspects: dict[int, str] = dict(bad or {})
         self._own: set[int] = set()  # blocks of the checksum tree
         self._keys: dict[int, Key] = {}  # where in it the suspects among them are
@@ -111,6 +117,7 @@ class Scrub:
         self._clock = clock
         self._begun = clock()
         self._slice = self._begun
+        self.rate = rate
 
     @property
     def total(self) -> int:
@@ -124,12 +131,22 @@ class Scrub:
         return self._suspects
 
     @property
+    def rate(self) -> float | None:
+        """Bytes per second at most."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float | None) -> None:
+        self._rate = rate
+        self._paced_since, self._paced_read = self._clock(), self.read
+
+    @property
     def bytes_per_second(self) -> float:
         """In this run, pauses included."""
         elapsed = self._clock() - self._begun
         return self.read / elapsed if elapsed > 0 else 0.0
 
-    def steps(self) -> Steps:
+    def steps(self) -> Work:
         """All of it. Raises nothing that is the volume's fault."""
         yield from self._check_slots()
         yield from self._walk_checksums(verify=True)
@@ -140,19 +157,19 @@ class Scrub:
             yield from self._find_owners()
         self.finished = True
 
-    def _pause(self) -> Steps:
+    def _pause(self) -> Work:
         """Keeps to the rate and to the part of the time that is allowed."""
         now = self._clock()
         worked = now - self._slice
         wait = worked * (1 / self._duty - 1)
-        if self.rate:
-            wait = max(wait, self._begun + self.read / self.rate - now)
+        if self._rate:
+            wait = max(wait, self._paced_since + (self.read - self._paced_read) / self._rate - now)
         yield Pause(wait)
         self._slice = self._clock()
 
     # --- slots and boot block ---
 
-    def _check_slots(self) -> Steps:
+    def _check_slots(self) -> Work:
         """Unless a commit is being written, which is about to make one of them whole."""
         for _ in range(100):
             if not self.volume.committing:
@@ -162,7 +179,7 @@ class Scrub:
 
     # --- the checksum tree ---
 
-    def _walk_checksums(self, *, verify: bool) -> Steps:
+    def _walk_checksums(self, *, verify: bool) -> Work:
         """Collects the blocks of the checksum tree; with `verify` reads each and compares it with what its parent says."""
         tree = self.volume.checksums
         own: set[int] = set()
@@ -202,7 +219,7 @@ class Scrub:
 
     # --- all blocks ---
 
-    def _sweep(self) -> Steps:
+    def _sweep(self) -> Work:
         geometry = self.volume.geometry
         page_bits = geometry.block_size * 8
         limit = max(1, SLICE_BYTES // geometry.block_size)
@@ -287,10 +304,7 @@ class Scrub:
 
     def _read_again(self, block: int) -> bytes | DeviceError:
         geometry = self.volume.geometry
-        try:
-            return read_medium(self.volume.device, geometry.block_offset(block), geometry.block_size)
-        except DeviceError as error:
-            return error
+        return Read(geometry.block_offset(block), geometry.block_size).answer(self.volume.device)
 
     def _differs(self, data: bytes | DeviceError | None, wanted: int) -> bool:
         return not isinstance(data, bytes) or crc32c(data) != wanted
@@ -303,7 +317,7 @@ class Scrub:
 
     # --- the end ---
 
-    def _confirm(self) -> Steps:
+    def _confirm(self) -> Work:
         """What is bad still: a block may have been freed, or given to the checksum tree, since it was found."""
         if not self._suspects:
             return
@@ -315,7 +329,7 @@ class Scrub:
         self.bad_count += len(self.bad)
         self._suspects = {block: bad.problem for block, bad in self.bad.items()}
 
-    def _find_owners(self) -> Steps:
+    def _find_owners(self) -> Work:
         search = OwnerSearch(self.volume, set(self.bad))
         try:
             for _ in search.steps():
@@ -371,9 +385,8 @@ def slot_problems(device: Device) -> list[str]:
     return found
 
 
-def answered(scrub: Scrub, sleep: Callable[[float], None] | None) -> Iterator[None]:
-    """Runs a scrub with nobody else on the thread; yields after each slice. `sleep` None: pauses are left out."""
-    steps = scrub.steps()
+def answered(device: Device, steps: Work, sleep: Callable[[float], None] | None) -> Iterator[None]:
+    """Runs the steps with nobody else on the thread; yields after each slice. `sleep` None: pauses are left out."""
     answer: bytes | DeviceError | None = None
     while True:
         try:
@@ -382,10 +395,7 @@ def answered(scrub: Scrub, sleep: Callable[[float], None] | None) -> Iterator[No
             return
         answer = None
         if isinstance(request, Read):
-            try:
-                answer = read_medium(scrub.volume.device, request.offset, request.length)
-            except DeviceError as error:
-                answer = error
+            answer = request.answer(device)
         else:
             if sleep is not None and request.seconds > 0:
                 sleep(request.seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 from cowfs import __version__
-from cowfs.control import snapshots
+from cowfs.control import scrub, snapshots
 from cowfs.control.host import Host, finish
 from cowfs.control.specification import Arguments, Specification
 from cowfs.control.wire import Command, Reply
@@ -42,6 +42,9 @@ COMMANDS: dict[str, Specification] = {
     "info": Specification(_info),
     "sync": Specification(_sync),
     **snapshots.COMMANDS,
+    "scrub start": Specification(scrub.start, options=frozenset({"rate", "restart"})),
+    "scrub status": Specification(scrub.status),
+    "scrub stop": Specification(scrub.stop),
 }
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
+from cowfs.check.scrub import Work, answered
+from cowfs.control.scrub import Scrubber
 from cowfs.control.wire import Reply
 from cowfs.errors import NotSupported
 from cowfs.fs.filesystem import Filesystem
@@ -53,6 +56,15 @@ class Host(Protocol):
         """The result of a long computation that changes nothing, with other requests between its slices."""
         ...
 
+    @property
+    def scrubber(self) -> Scrubber:
+        """The scrubs of the volume. Raises NotSupported on a foreign volume."""
+        ...
+
+    def start_job(self, work: Work) -> None:
+        """Carries out work in slices, in the background where that is possible."""
+        ...
+
     async def roll_back(self, operation: Callable[[], R]) -> R:
         """As `change`, for one that exchanges the live tree: whoever cached something of it forgets that."""
         ...
@@ -64,6 +76,7 @@ class Offline:
     def __init__(self, filesystem: Filesystem, snapshots: Snapshots | None = None) -> None:
         self._filesystem = filesystem
         self._snapshots = snapshots
+        self._scrubber: Scrubber | None = None
         self.mount: Reply | None = None
 
     @property
@@ -98,6 +111,18 @@ class Offline:
     async def work(self, steps: Steps[R]) -> R:
         """Computes it in one go."""
         return run_steps(steps)
+
+    @property
+    def scrubber(self) -> Scrubber:
+        """The scrubs of the volume."""
+        if self._scrubber is None:
+            self._scrubber = Scrubber(self.snapshots.volume)
+        return self._scrubber
+
+    def start_job(self, work: Work) -> None:
+        """Carries all of it out at once."""
+        for _ in answered(self.filesystem.volume.device, work, time.sleep):
+            pass
 
     async def roll_back(self, operation: Callable[[], R]) -> R:
         """As `change`: nobody has cached anything."""

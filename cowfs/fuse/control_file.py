@@ -30,6 +30,7 @@ DIRECTORY_NODE = convert.CONTROL_NODES | 1
 FILE_NODE = convert.CONTROL_NODES | 2
 FOLDER_NODE = convert.CONTROL_NODES | 3
 _BLOCK_SIZE = 4096
+_NOT_LOGGED = (control.INFO.words, ("scrub", "status"))  # asked often, and changing nothing
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class ControlHandle:
         try:
             command = control.parse(data)
             reply = await commands.execute(command, self._host)
-            if command != control.INFO:
+            if command.words not in _NOT_LOGGED:
                 log.info("command: %s", command.to_json().decode())
         except CowfsError as error:
             self._reply = control.encode_reply(control.failure(error))

@@ -19,13 +19,16 @@ from typing import Any, TypeVar
 import pyfuse3
 import trio
 
+from cowfs.check.scrub import Work
 from cowfs.control import Reply
+from cowfs.control.scrub import Scrubber
 from cowfs.errors import Busy, CowfsError, NotSupported, SpaceShort
 from cowfs.fs.filesystem import Filesystem
 from cowfs.fs.snapshot import Snapshots
 from cowfs.fs.steps import Steps
 from cowfs.fuse import loop, mounts
 from cowfs.fuse.commits import CommitScheduler
+from cowfs.fuse.jobs import run_job
 from cowfs.fuse.operations import Operations
 from cowfs.fuse.options import MountOptions, fuse_options
 from cowfs.fuse.trees import Trees, in_thread, root_names
@@ -73,6 +76,8 @@ class Server:
         self._device = -1
         self._stopping = False
         self._on_ready = on_ready
+        self._scrubber: Scrubber | None = None
+        self._nursery: trio.Nursery | None = None
         self.operations = Operations(self.trees, self._snapshots, self.commits, self, options)
 
     @property
@@ -86,6 +91,18 @@ class Server:
         if self._snapshots is None:
             raise NotSupported("a foreign volume has no snapshots")
         return self._snapshots
+
+    @property
+    def scrubber(self) -> Scrubber:
+        """The scrubs of the volume. Raises NotSupported on a foreign volume."""
+        if self._scrubber is None:
+            self._scrubber = Scrubber(self.snapshots.volume)
+        return self._scrubber
+
+    def start_job(self, work: Work) -> None:
+        """Carries out work in slices while requests go on; unmounting ends it."""
+        assert self._nursery is not None
+        self._nursery.start_soon(run_job, self.filesystem.volume.device, work)
 
     async def change(self, operation: Callable[[], R]) -> R:
         """Carries out a change, at once or after the commits that bring space for it forward."""
@@ -150,6 +167,7 @@ class Server:
     async def run(self) -> None:
         """Serves requests until the mount is gone."""
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             nursery.start_soon(self.commits.run)
             nursery.start_soon(self._stop_on_signals)
             nursery.start_soon(self._announce)

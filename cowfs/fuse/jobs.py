@@ -1,0 +1,36 @@
+"""Work in the background of a mount: slices on the trio thread, reading on others, requests in between.
+
+A slice is short, so no request waits long for it. A failure of the work ends the work and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from cowfs.check.scrub import Read, Work
+from cowfs.errors import DeviceError
+from cowfs.storage.device import Device
+
+log = logging.getLogger(__name__)
+
+
+async def run_job(device: Device, steps: Work) -> None:
+    """Runs the steps to their end, or until it is cancelled; they are closed then, on the trio thread."""
+    answer: bytes | DeviceError | None = None
+    try:
+        while True:
+            try:
+                request = steps.send(answer)
+            except StopIteration:
+                return
+            answer = None
+            if isinstance(request, Read):
+                answer = await trio.to_thread.run_sync(request.answer, device)
+            else:
+                await trio.sleep(max(request.seconds, 0.0))
+    except Exception:
+        log.exception("work in the background failed")
+    finally:
+        steps.close()
