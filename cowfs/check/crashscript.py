@@ -1,11 +1,14 @@
 """Scripts of operations on a volume in memory: the workloads of crash tests, in words, so that a failing one can be repeated.
 
-A script is a row of steps, one a line or with `;` between them. Paths are absolute, numbers decimal, sizes and offsets bytes.
+A script is a row of steps, one a line or with `;` between them. Paths are absolute; NAME:/path is one in a snapshot or clone.
+Numbers are decimal, sizes and offsets bytes.
 
     create PATH | mkdir PATH | symlink PATH TARGET | link OLD NEW | unlink PATH | rmdir PATH | rename OLD NEW
     exchange ONE OTHER | write PATH OFFSET SIZE | append PATH SIZE | truncate PATH SIZE | chmod PATH OCTAL
     setxattr PATH NAME SIZE | removexattr PATH NAME | read PATH | list PATH
     hold PATH        opens the file and keeps it open; release PATH (the path it was opened by) closes it
+    snapshot NAME | clone NAME | clone NAME SOURCE | delete NAME
+    rollback NAME    discards the present; rollback NAME save: keeps it as a snapshot
     sync             fsync(2): a commit, with a manifest where that is possible
     commit           a commit without one, as the timer makes it
     seal, publish    the two ends of a commit, with steps of the next generation in between; seal complete: without a manifest
@@ -31,8 +34,9 @@ from typing import Final
 
 from cowfs.check.crashdevice import RecordingDevice
 from cowfs.check.crashtest import Ended, Synced, TreeState, WatchedVolume, observe, open_watched
-from cowfs.errors import CowfsError, InvalidArgument, NoSpace, NotFound, SpaceShort
+from cowfs.errors import CowfsError, CrossTree, InvalidArgument, NoSpace, NotFound, SpaceShort
 from cowfs.fs import RENAME_EXCHANGE, Caller, Filesystem
+from cowfs.fs.snapshot import Snapshots
 from cowfs.ondisk import format as f
 from cowfs.storage.commit import SealedCommit
 
@@ -83,14 +87,19 @@ class ScriptRun:
         self._volume_class = volume_class
         self._clock = clock or Clock()
         self._writes = 0
-        self._held: dict[str, list[int]] = {}
+        self._held: dict[str, list[tuple[Filesystem, int]]] = {}
         self._in_flight: SealedCommit | None = None
         self._waiting: TreeState | None = None
         self._during: deque[str] = deque()
         self._publishing = False
         self._calls_left = -1  # until the process is killed
         device.before_call = self._before_call
-        self.filesystem: Filesystem = self._open()
+        self.trees = self._open()
+
+    @property
+    def filesystem(self) -> Filesystem:
+        """The live tree's."""
+        return self.trees.live
 
     def run(self, script: str) -> None:
         """Performs a script. Raises InvalidArgument for words that mean nothing."""
@@ -129,21 +138,23 @@ class ScriptRun:
     def write_bytes(self, path: str, offset: int, data: bytes) -> None:
         """Writes given bytes, which a script cannot say."""
         self.steps.append(f"write {path} {offset} {len(data)}")
-        ino = self.inode_number(path)
-        self._with_space(lambda: self.filesystem.write(ino, offset, data))
+        files, ino = self.find(path)
+        self._with_space(lambda: files.write(ino, offset, data))
 
     def read_bytes(self, path: str) -> bytes:
         """A file's contents. Raises NotFound."""
-        ino = self.inode_number(path)
-        return self.filesystem.read(ino, 0, self.filesystem.getattr(ino).size)
+        files, ino = self.find(path)
+        return files.read(ino, 0, files.getattr(ino).size)
 
-    def inode_number(self, path: str) -> int:
-        """The inode that a path leads to. Raises NotFound, NotADirectory."""
+    def find(self, path: str) -> tuple[Filesystem, int]:
+        """Tree and inode that a path leads to. Raises NotFound, NotADirectory."""
+        tree, _, rest = path.rpartition(":")
+        files = self.trees.filesystem(self.trees.find(tree.encode())) if tree else self.trees.live
         ino: int = f.ROOT_INODE
-        for name in path.split("/"):
+        for name in rest.split("/"):
             if name:
-                ino = self.filesystem.lookup(ino, name.encode()).ino
-        return ino
+                ino = files.lookup(ino, name.encode()).ino
+        return files, ino
 
     def held(self) -> list[str]:
         """The paths by which files are held."""
@@ -152,7 +163,7 @@ class ScriptRun:
     def reopen(self) -> None:
         """A new process opens the volume. Raises what that raises; then there is none."""
         self.stop()
-        self.filesystem = self._open()
+        self.trees = self._open()
 
     def stop(self) -> None:
         """The process is no more: what it has not written yet is gone."""
@@ -164,17 +175,17 @@ class ScriptRun:
 
     # --- processes ---
 
-    def _open(self) -> Filesystem:
+    def _open(self) -> Snapshots:
         while True:
             self.device.mark(Ended())
             try:
-                filesystem = open_watched(self.device, clock=self._clock, volume_class=self._volume_class)
+                trees = open_watched(self.device, clock=self._clock, volume_class=self._volume_class)
             except Killed:
                 self.performed["killed"] += 1
                 self._calls_left = -1
             else:
-                filesystem.volume.inline_commits = False
-                return filesystem
+                trees.volume.inline_commits = False
+                return trees
 
     def _with_space(self, operation: Callable[[], object]) -> None:
         """As the FUSE server does it: what is short of space is tried again after reclaim and commits."""
@@ -184,17 +195,17 @@ class ScriptRun:
             except SpaceShort:
                 self._finish()
                 self._reclaim()
-                self._commit(complete=not self.filesystem.volume.dirty)
+                self._commit(complete=not self.trees.volume.dirty)
             else:
                 return
         raise NoSpace
 
     def _reclaim(self) -> None:
         try:
-            self.filesystem.volume.reclaim_slice(16)
+            self.trees.volume.reclaim_slice(16)
         except SpaceShort:
             self._finish()
-            self._commit(complete=not self.filesystem.volume.dirty)
+            self._commit(complete=not self.trees.volume.dirty)
 
     def _commit(self, *, complete: bool) -> None:
         self._seal(complete)
@@ -202,7 +213,7 @@ class ScriptRun:
 
     def _seal(self, complete: bool) -> None:
         self._finish()
-        self._in_flight = self.filesystem.volume.seal(complete=complete)
+        self._in_flight = self.trees.volume.seal(complete=complete)
 
     def _finish(self) -> None:
         """Writes out and publishes what is sealed."""
@@ -210,7 +221,7 @@ class ScriptRun:
         if sealed is None:
             return
         self._in_flight = None
-        volume = self.filesystem.volume
+        volume = self.trees.volume
         self._publishing = True
         try:
             sealed.write_out()
@@ -256,10 +267,10 @@ class ScriptRun:
     # --- steps: commits and processes ---
 
     def _do_sync(self) -> None:
-        self.filesystem.volume.check_writable()
+        self.trees.volume.check_writable()
         self._finish()
-        self._waiting = observe(self.filesystem)
-        if self.filesystem.volume.dirty:
+        self._waiting = observe(self.trees)
+        if self.trees.volume.dirty:
             self._commit(complete=False)
         else:
             self._answer()
@@ -286,91 +297,140 @@ class ScriptRun:
 
     def _do_remount(self) -> None:
         self._finish()
-        for paths in self._held.values():
-            for ino in paths:
-                self.filesystem.unhold(ino)
-        self._held.clear()
-        self.filesystem.close()
+        for path in self.held():
+            while self._held[path]:
+                self._do_release(path)
+        self.trees.close()
         self.reopen()
+
+    # --- steps: trees ---
+
+    def _do_snapshot(self, name: str) -> None:
+        self.trees.create(name.encode())
+
+    def _do_clone(self, name: str, source: str = "") -> None:
+        self.trees.create(name.encode(), writable=True, source=source.encode() or None)
+
+    def _do_delete(self, name: str) -> None:
+        self.trees.delete([name.encode()])
+        self._let_go()
+
+    def _do_rollback(self, name: str, how: str = "") -> None:
+        if how not in ("", "save"):
+            raise InvalidArgument(f"rollback {how}")
+        self.trees.roll_back(name.encode(), discard=not how)
+        self._let_go()
 
     # --- steps: files ---
 
-    def _place(self, path: str) -> tuple[int, bytes]:
+    def _place(self, path: str) -> tuple[Filesystem, int, bytes]:
         parent, _, name = path.rpartition("/")
-        return self.inode_number(parent), name.encode()
+        return *self.find(parent), name.encode()
+
+    def _places(self, one: str, other: str) -> tuple[Filesystem, tuple[int, bytes, int, bytes]]:
+        files, parent, name = self._place(one)
+        other_files, other_parent, other_name = self._place(other)
+        if files is not other_files:
+            raise CrossTree
+        return files, (parent, name, other_parent, other_name)
 
     def _do_create(self, path: str) -> None:
-        self.filesystem.create(*self._place(path), 0o644, CALLER)
+        files, parent, name = self._place(path)
+        files.create(parent, name, 0o644, CALLER)
 
     def _do_mkdir(self, path: str) -> None:
-        self.filesystem.mkdir(*self._place(path), 0o755, CALLER)
+        files, parent, name = self._place(path)
+        files.mkdir(parent, name, 0o755, CALLER)
 
     def _do_symlink(self, path: str, target: str) -> None:
-        self.filesystem.symlink(*self._place(path), target.encode(), CALLER)
+        files, parent, name = self._place(path)
+        files.symlink(parent, name, target.encode(), CALLER)
 
     def _do_link(self, old: str, new: str) -> None:
-        self.filesystem.link(self.inode_number(old), *self._place(new))
+        files, ino = self.find(old)
+        new_files, parent, name = self._place(new)
+        if files is not new_files:
+            raise CrossTree
+        files.link(ino, parent, name)
 
     def _do_unlink(self, path: str) -> None:
-        self.filesystem.unlink(*self._place(path))
+        files, parent, name = self._place(path)
+        files.unlink(parent, name)
 
     def _do_rmdir(self, path: str) -> None:
-        self.filesystem.rmdir(*self._place(path))
+        files, parent, name = self._place(path)
+        files.rmdir(parent, name)
 
     def _do_rename(self, old: str, new: str) -> None:
-        self.filesystem.rename(*self._place(old), *self._place(new))
+        files, places = self._places(old, new)
+        files.rename(*places)
 
     def _do_exchange(self, one: str, other: str) -> None:
-        self.filesystem.rename(*self._place(one), *self._place(other), RENAME_EXCHANGE)
+        files, places = self._places(one, other)
+        files.rename(*places, RENAME_EXCHANGE)
 
     def _do_write(self, path: str, offset: str, size: str) -> None:
-        self._write(self.inode_number(path), int(offset), int(size))
+        files, ino = self.find(path)
+        files.write(ino, int(offset), self._content(int(size)))
 
     def _do_append(self, path: str, size: str) -> None:
-        ino = self.inode_number(path)
-        self._write(ino, self.filesystem.getattr(ino).size, int(size))
+        files, ino = self.find(path)
+        files.write(ino, files.getattr(ino).size, self._content(int(size)))
 
-    def _write(self, ino: int, offset: int, size: int) -> None:
-        self.filesystem.write(ino, offset, random.Random(self._writes).randbytes(size))
+    def _content(self, size: int) -> bytes:
         self._writes += 1
+        return random.Random(self._writes).randbytes(size)
 
     def _do_truncate(self, path: str, size: str) -> None:
-        self.filesystem.truncate(self.inode_number(path), int(size))
+        files, ino = self.find(path)
+        files.truncate(ino, int(size))
 
     def _do_chmod(self, path: str, mode: str) -> None:
-        self.filesystem.setattr(self.inode_number(path), mode=int(mode, 8))
+        files, ino = self.find(path)
+        files.setattr(ino, mode=int(mode, 8))
 
     def _do_setxattr(self, path: str, name: str, size: str) -> None:
-        value = random.Random(self._writes).randbytes(int(size))
-        self.filesystem.setxattr(self.inode_number(path), name.encode(), value)
-        self._writes += 1
+        files, ino = self.find(path)
+        files.setxattr(ino, name.encode(), self._content(int(size)))
 
     def _do_removexattr(self, path: str, name: str) -> None:
-        self.filesystem.removexattr(self.inode_number(path), name.encode())
+        files, ino = self.find(path)
+        files.removexattr(ino, name.encode())
 
     def _do_read(self, path: str) -> None:
         self.read_bytes(path)
 
     def _do_list(self, path: str) -> None:
-        for _, _, _, attributes in self.filesystem.listing(self.inode_number(path)).entries():
+        files, ino = self.find(path)
+        for _, _, _, attributes in files.listing(ino).entries():
             attributes()
 
     def _do_hold(self, path: str) -> None:
-        ino = self.inode_number(path)
-        self.filesystem.hold(ino)
-        self._held.setdefault(path, []).append(ino)
+        files, ino = self.find(path)
+        files.hold(ino)
+        self._held.setdefault(path, []).append((files, ino))
 
     def _do_release(self, path: str) -> None:
         if not self._held.get(path):
             raise NotFound
-        self.filesystem.unhold(self._held[path].pop())
+        files, ino = self._held[path].pop()
+        files.unhold(ino)
+
+    def _let_go(self) -> None:
+        """Forgets what is held in trees that are no more."""
+        alive = self.trees.all_open()
+        for path, held in self._held.items():
+            self._held[path] = [(files, ino) for files, ino in held if files in alive]
 
 
 _ARGUMENTS: Final[dict[str, tuple[int, ...]]] = {
     **dict.fromkeys(("sync", "commit", "publish", "reclaim", "kill", "remount"), (0,)),
-    **dict.fromkeys(("create", "mkdir", "unlink", "rmdir", "read", "list", "hold", "release", "die"), (1,)),
+    **dict.fromkeys(
+        ("create", "mkdir", "unlink", "rmdir", "read", "list", "hold", "release", "die", "snapshot", "delete"), (1,)
+    ),
     **dict.fromkeys(("symlink", "link", "rename", "exchange", "append", "truncate", "chmod", "removexattr"), (2,)),
     **dict.fromkeys(("write", "setxattr"), (3,)),
+    **dict.fromkeys(("clone", "rollback"), (1, 2)),
     "seal": (0, 1),
 }
 """How many arguments each step takes."""

@@ -1,7 +1,7 @@
 """Does every image that a power cut could leave hold one of the states that it may hold? The oracle of crash tests.
 
-Duty: a `WatchedVolume` on a RecordingDevice marks in the log what was sealed (with the whole tree of files as it was then)
-and what was published. `verify` goes through the log, makes the images (`crashdevice`) and has each looked at by a `Judge`:
+Duty: a `WatchedVolume` on a RecordingDevice marks in the log what was sealed (with all trees of files as they were then) and
+what was published. `verify` goes through the log, makes the images (`crashdevice`) and has each looked at by a `Judge`:
 it must pass the checker, open for reading and for writing without repair, and hold exactly one state:
 
 - the one published last, or one sealed after that; never a mixture, never anything older;
@@ -27,10 +27,12 @@ from cowfs.check import crashdevice as c
 from cowfs.check.check import check_device
 from cowfs.check.reader import State
 from cowfs.check.slots import manifest_failure, read_slots
-from cowfs.errors import CowfsError
+from cowfs.errors import CowfsError, NotFound
 from cowfs.fs import Filesystem
+from cowfs.fs.snapshot import SnapshotInfo, Snapshots
 from cowfs.ondisk import format as f
 from cowfs.storage.commit import SealedCommit
+from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Volume
 
 READ_BYTES: Final = 1 << 20
@@ -42,7 +44,7 @@ NANOSECONDS: Final = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class TreeState:
-    """All that can be seen of a tree of files, one line for each name, in order of the paths."""
+    """All that can be seen of the trees of files of a volume, one line for each name, in order of the paths."""
 
     lines: tuple[str, ...]
     digest: bytes
@@ -54,33 +56,57 @@ class TreeState:
         return " ".join(found + [f"+{line}" for line in other.lines if line not in mine][:2])
 
 
-def read_tree(filesystem: Filesystem) -> TreeState:
-    """Types, modes, owners, times, contents, extended attributes and links of everything; what is unreadable says so."""
+def read_trees(trees: Snapshots) -> TreeState:
+    """Types, modes, owners, times, contents, extended attributes and links of everything; what is unreadable says so.
+
+    The live tree's paths begin with /, those of a snapshot or clone with its name.
+    """
+    lines = _tree_lines(trees.live, "")
+    for info in trees:
+        name = info.name.decode(errors="backslashreplace")
+        kind = "clone" if info.writable else "snapshot"
+        lines.append(f"{name} {kind} {info.id} of {info.origin} at {info.created} protected {info.protected}")
+        lines += _tree_lines(_filesystem_of(trees, info), name)
+    lines.sort()
+    return TreeState(tuple(lines), hashlib.sha256("\n".join(lines).encode()).digest()[:16])
+
+
+def _filesystem_of(trees: Snapshots, info: SnapshotInfo) -> Filesystem:
+    """That of a clone in use, which may have changed; else one of its own, since opening a clone would release orphans."""
+    try:
+        return trees.opened(info.id)
+    except NotFound:
+        volume = trees.volume
+        tree = Tree(volume.trees, info.id, volume.forest.table.get(info.place), writable=False)
+        return Filesystem(volume, tree=tree)
+
+
+def _tree_lines(filesystem: Filesystem, name: str) -> list[str]:
     lines: list[str] = []
     pending: list[tuple[bytes, int]] = [(b"/", f.ROOT_INODE)]
     while pending:
         path, ino = pending.pop()
+        place = name + path.decode(errors="backslashreplace")
         try:
             line, is_directory = _line(filesystem, ino)
-            lines.append(f"{path.decode(errors='backslashreplace')} {line}")
+            lines.append(f"{place} {line}")
             if is_directory:
                 prefix = path if path == b"/" else path + b"/"
                 names = [(name, number) for _, name, number, _ in filesystem.listing(ino).entries()]
                 pending += [(prefix + name, number) for name, number in names if name not in (b".", b"..")]
         except CowfsError as error:
-            lines.append(f"{path.decode(errors='backslashreplace')} {type(error).__name__}: {error}")
-    lines.sort()
-    return TreeState(tuple(lines), hashlib.sha256("\n".join(lines).encode()).digest()[:16])
+            lines.append(f"{place} {type(error).__name__}: {error}")
+    return lines
 
 
-def observe(filesystem: Filesystem) -> TreeState:
-    """The tree of files that a test looks at: a faulty device does not fail meanwhile."""
-    device = filesystem.volume.device
+def observe(trees: Snapshots) -> TreeState:
+    """All trees, as a test looks at them: a faulty device does not fail meanwhile."""
+    device = trees.volume.device
     if not isinstance(device, c.FaultyDevice):
-        return read_tree(filesystem)
+        return read_trees(trees)
     device.paused = True
     try:
-        return read_tree(filesystem)
+        return read_trees(trees)
     finally:
         device.paused = False
 
@@ -152,7 +178,7 @@ class Synced:
 
 
 class WatchedVolume(Volume):
-    """A volume on a RecordingDevice, in whose log it marks what it commits. `observe` reads the tree of files."""
+    """A volume on a RecordingDevice, in whose log it marks what it commits. `observe` reads all trees of files."""
 
     observe: Callable[[], TreeState] | None = None
 
@@ -175,18 +201,19 @@ class WatchedVolume(Volume):
 
 def open_watched(
     device: c.RecordingDevice, *, clock: Callable[[], int], volume_class: type[WatchedVolume] = WatchedVolume
-) -> Filesystem:
+) -> Snapshots:
     """Opens the volume on a recording device as a new process would, and marks what it finds."""
     volume = volume_class.open(device, clock=clock)
     assert isinstance(volume, WatchedVolume)
-    device.mark(Opened(_found(c.RecordingDevice(device.image()))))
-    filesystem = Filesystem(volume, clock=clock)
-    volume.observe = lambda: observe(filesystem)
-    return filesystem
+    device.mark(Opened(read_image(c.RecordingDevice(device.image()))))
+    trees = Snapshots(volume, clock=clock)
+    volume.observe = lambda: observe(trees)
+    return trees
 
 
-def _found(device: c.RecordingDevice) -> TreeState:
-    return read_tree(Filesystem(Volume.open(device, read_only=True)))
+def read_image(device: c.RecordingDevice) -> TreeState:
+    """What is found on a device when it is opened for reading."""
+    return read_trees(Snapshots(Volume.open(device, read_only=True)))
 
 
 # --- judging images ---
@@ -270,26 +297,26 @@ class Judge:
         _check(recording, "")
         read_only = None
         if thoroughly:
-            read_only = _found(recording)
+            read_only = read_image(recording)
             if recording.log:
                 raise CrashFailure("opening for reading writes")
         volume = Volume.open(recording, clock=_no_clock)
-        filesystem = Filesystem(volume, clock=_no_clock)
-        tree = read_tree(filesystem)
+        trees = Snapshots(volume, clock=_no_clock)
+        tree = read_trees(trees)
         if read_only is not None:
             _same(read_only, tree, "opened for writing it holds something else")
-            self._settle(filesystem, recording, tree)
+            self._settle(trees, recording, tree)
         return tree
 
-    def _settle(self, filesystem: Filesystem, recording: c.RecordingDevice, tree: TreeState) -> None:
+    def _settle(self, trees: Snapshots, recording: c.RecordingDevice, tree: TreeState) -> None:
         """A clean unmount after the crash: nothing is left to be released, the space is back, both slots are alike."""
-        while filesystem.volume.reclaim_slice():
+        while trees.volume.reclaim_slice():
             pass
-        filesystem.close()
+        trees.close()
         orphans = _check(recording, "after a clean unmount: ")
         if orphans:
             raise CrashFailure(f"{orphans} orphans were not released")
-        _same(tree, _found(recording), "unmounted, it holds something else")
+        _same(tree, read_image(recording), "unmounted, it holds something else")
 
     def _recover(self, recording: c.RecordingDevice, digest: bytes, again: Callable[[Verdict], None]) -> None:
         """The power fails again while the volume is opened (and perhaps unmounted)."""
@@ -425,7 +452,7 @@ def allowed_states(device: c.RecordingDevice, position: int, inherited: Iterable
 def _begin(base: bytes, inherited: Iterable[TreeState]) -> _Allowed:
     """What the first image holds. Its slots name that, too: the one that counts, and the other one if it is equal."""
     device = c.RecordingDevice(base)
-    allowed = _Allowed(_found(device), dict(enumerate(inherited, -1 << 32)))
+    allowed = _Allowed(read_image(device), dict(enumerate(inherited, -1 << 32)))
     slots = read_slots(device).valid()
     if manifest_failure(device, slots[0]):
         del slots[0]

@@ -10,9 +10,10 @@ from workloads import BLOCKS, QUICK, empty_image, image_after, record
 from cowfs.check import check_device
 from cowfs.check.crashdevice import RecordingDevice, Thoroughness, crash_images, cuts, medium
 from cowfs.check.crashscript import START, ScriptRun
-from cowfs.check.crashtest import Judge, observe, read_tree, verify
+from cowfs.check.crashtest import Judge, read_image, read_trees, verify
 from cowfs.errors import NotAVolume
 from cowfs.fs import Filesystem
+from cowfs.fs.snapshot import Snapshots
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage.mkvolume import make_volume
 from cowfs.storage.volume import Volume
@@ -88,12 +89,12 @@ def test_opening_is_crashed_again_and_again() -> None:
     device = record(ORPHANS, image_after(BASE))
     cut = list(cuts(device.base, device.log))[-2]
     image = cut.latest()
-    wanted = read_tree(Filesystem(Volume.open(RecordingDevice(image), read_only=True)))
+    wanted = read_image(RecordingDevice(image))
     for _ in range(10):
         recording = RecordingDevice(image)
-        filesystem = Filesystem(Volume.open(recording))
-        assert observe(filesystem) == wanted
-        filesystem.sync()
+        trees = Snapshots(Volume.open(recording))
+        assert read_trees(trees) == wanted
+        trees.live.sync()
         places = len(recording.log)
         stop = rng.randint(1, places)
         left = next(cut for cut in cuts(recording.base, recording.log) if cut.position == stop)
@@ -138,4 +139,4 @@ def test_an_interrupted_format_leaves_one_volume_or_none() -> None:
 
 
 def tree_of(image: bytes) -> object:
-    return read_tree(Filesystem(Volume.open(RecordingDevice(image), read_only=True)))
+    return read_image(RecordingDevice(image))

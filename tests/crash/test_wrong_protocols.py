@@ -13,11 +13,12 @@ from workloads import image_after, record
 
 from cowfs.check.crashdevice import RecordingDevice, Thoroughness, crash_images, cuts
 from cowfs.check.crashscript import ScriptRun
-from cowfs.check.crashtest import CrashFailure, Ended, Judge, TreeState, WatchedVolume, read_tree, verify
+from cowfs.check.crashtest import CrashFailure, Ended, Judge, TreeState, WatchedVolume, read_trees, verify
 from cowfs.errors import Corrupt
 from cowfs.fs import Filesystem
 from cowfs.fs.core import Core
 from cowfs.fs.orphans import OrphanList
+from cowfs.fs.snapshot import Snapshots
 from cowfs.ondisk import format as f
 from cowfs.ondisk.records import Buffer
 from cowfs.storage import volume as volume_module
@@ -253,7 +254,7 @@ def refused_images(device: RecordingDevice) -> list[bytes]:
 
 
 def tree_of(image: bytes) -> TreeState:
-    return read_tree(Filesystem(Volume.open(RecordingDevice(image))))
+    return read_trees(Snapshots(Volume.open(RecordingDevice(image))))
 
 
 def with_rotten_file(image: bytes, name: bytes) -> bytes:

@@ -40,7 +40,7 @@ def image_after(script: str, block_size: int = 512, blocks: int = BLOCKS) -> byt
     device = RecordingDevice(empty_image(block_size, blocks))
     run = ScriptRun(device, strict=True)
     run.run(script)
-    run.filesystem.close()
+    run.trees.close()
     return device.image()
 
 
@@ -84,9 +84,9 @@ def crash_test(
 
 ACE_BASE = (
     "mkdir /A; mkdir /B; mkdir /B/dir; create /A/foo; write /A/foo 0 3000; setxattr /A/foo user.x 20; "
-    "create /B/bar; write /B/bar 0 700"
+    "create /B/bar; write /B/bar 0 700; snapshot old; write /A/foo 0 600; clone copy"
 )
-"""Two files in two directories, and an empty directory that can go."""
+"""Two files in two directories, an empty directory that can go, a snapshot that differs, and a clone."""
 
 ACE_OPERATIONS = (
     "create /A/new",
@@ -129,6 +129,15 @@ ACE_OPERATIONS = (
     "setxattr /A user.z 10",
     "removexattr /A/foo user.x",
     "chmod /A/foo 600",
+    "snapshot new",
+    "clone new",
+    "clone new old",
+    "delete old",
+    "delete copy",
+    "rollback old",
+    "rollback copy save",
+    "append copy:/A/foo 900",
+    "unlink copy:/A/foo",
 )
 COMMITS = ("sync", "commit", "seal; publish")
 """How what was done becomes durable at the end: with a manifest, without, and in two halves."""
@@ -204,11 +213,16 @@ WEIGHTS = {
     "commit": 4,
     "seal": 5,
     "publish": 3,
+    "snapshot": 3,
+    "clone": 2,
+    "delete": 3,
+    "rollback": 2,
     "reclaim": 2,
     "die": 1,
     "kill": 1,
     "remount": 1,
 }
+TREES_MAX = 3
 NEVER_MEANWHILE = frozenset({"sync", "commit", "seal", "publish", "reclaim", "die", "kill", "remount"})
 """Steps that one commit cannot have in its middle."""
 
@@ -220,6 +234,7 @@ class RandomSteps:
         self.rng = rng
         self.run = run
         self.size_max = size_max
+        self.trees: list[str] = []
         self.files: list[str] = []
         self.directories: list[str] = []
 
@@ -231,11 +246,13 @@ class RandomSteps:
         return ("during " if meanwhile else "") + self.words(word)
 
     def look(self) -> None:
-        """Finds out which files and directories there are."""
-        self.files, self.directories = [], [""]
+        """Finds out which files and directories there are, in the live tree and in the clones."""
+        infos = list(self.run.trees)
+        self.trees = [info.name.decode() for info in infos]
+        self.files, self.directories = [], ["", *(f"{info.name.decode()}:" for info in infos if info.writable)]
         for directory in self.directories:
-            listing = self.run.filesystem.listing(self.run.inode_number(directory or "/"))
-            for _, name, _, attributes in listing.entries():
+            files, ino = self.run.find(f"{directory}/")
+            for _, name, _, attributes in files.listing(ino).entries():
                 if name not in (b".", b".."):
                     is_directory = stat.S_ISDIR(attributes().mode)
                     (self.directories if is_directory else self.files).append(f"{directory}/{name.decode()}")
@@ -247,7 +264,7 @@ class RandomSteps:
         return f"{self.rng.choice(self.directories)}/{self.rng.choice(NAMES)}"
 
     def any(self) -> str:
-        return self.old() if self.rng.random() < 0.7 else self.rng.choice(self.directories) or "/"
+        return self.old() if self.rng.random() < 0.7 else f"{self.rng.choice(self.directories)}/"
 
     def words(self, word: str) -> str:
         rng = self.rng
@@ -262,7 +279,17 @@ class RandomSteps:
             case "release":
                 return f"release {rng.choice(self.run.held() or [self.old()])}"
             case "rmdir":
-                return f"rmdir {rng.choice(self.directories) or '/'}"
+                return f"rmdir {rng.choice(self.directories)}"
+            case "snapshot" | "clone" if len(self.trees) >= TREES_MAX:
+                return f"delete {rng.choice(self.trees)}"
+            case "snapshot":
+                return f"snapshot s{rng.randint(1, 9)}"
+            case "clone":
+                return f"clone c{rng.randint(1, 9)}" + (f" {rng.choice(self.trees)}" if self.trees and size % 2 else "")
+            case "delete" | "rollback":
+                return f"{word} {rng.choice(self.trees or ['none'])}" + (
+                    " save" if word != "delete" and size % 2 else ""
+                )
             case "link":
                 return f"link {self.old()} {self.new()}"
             case "rename" | "exchange":
