@@ -47,10 +47,12 @@ def xattr_failure(reader: BlockReader, contents: Contents, work: Work) -> str:
 
 
 def target_failure(reader: BlockReader, contents: Contents, work: Work) -> str:
-    """What is wrong with a symbolic link's target; an empty string if nothing is."""
+    """What is wrong with a symbolic link's target; an empty string if nothing is, or if its block is lost."""
     if not 0 < contents.size <= f.SYMLINK_SIZE_MAX:
         return f"{contents.size} bytes"
     work.spend(1)
+    if any(block in reader.damaged or block in reader.unreadable for _, block in reader.leaves(contents, set())):
+        return ""
     target = ContentsReader(reader, contents).read(0, contents.size)
     return f"a zero byte in {shown(target[:100])}" if b"\0" in target else ""
 

@@ -106,7 +106,7 @@ def check_sums(walk: TreeWalk, reader: BlockReader, report: p.Report) -> None:
 def _check_tails(reader: BlockReader, report: p.Report, data: bytes, first: int, tails: array.array[int]) -> None:
     size = reader.block_size
     for i, tail in enumerate(tails):
-        if tail and data[i * size + tail : (i + 1) * size] != reader.zeros[tail:]:
+        if tail and data[i * size + tail : (i + 1) * size] != reader.zeros[tail:] and first + i not in reader.damaged:
             report.add(p.FILE_TAIL, f"behind byte {tail}", block=first + i)
 
 

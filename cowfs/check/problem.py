@@ -221,6 +221,12 @@ class Report:
         if total < self.listed_max:
             self._listed.setdefault(kind.number, []).append(Problem(kind, text, block, inode, tree))
 
+    def shorten(self) -> None:
+        """Lists no more than LISTED_MAX problems of each kind from now on."""
+        self.listed_max = LISTED_MAX
+        for listed in self._listed.values():
+            del listed[LISTED_MAX:]
+
     @property
     def problems(self) -> list[Problem]:
         """The errors, by number, at most `listed_max` of each kind."""

@@ -96,14 +96,11 @@ def _encode(values: dict[bytes, bytes]) -> bytes:
     return b"".join(pieces)
 
 
-def drop_bad_symlinks(edit: TreeEdit, unreadable: set[int]) -> None:
-    """A symbolic link without a possible target is removed; one whose block cannot be read stays, and reading is an error."""
+def drop_bad_symlinks(edit: TreeEdit) -> None:
+    """A symbolic link without a possible target is removed; one whose block is lost stays, and reading it is an error."""
     for number in list(edit.numbers()):
         if stat.S_ISLNK(edit.mode(number)):
-            contents = contents_of(edit.inode(number))
-            if any(block in unreadable for _, block in edit.ws.reader.leaves(contents, set())):
-                continue
-            failure = target_failure(edit.ws.reader, contents, Work(_WORK))
+            failure = target_failure(edit.ws.reader, contents_of(edit.inode(number)), Work(_WORK))
             if failure:
                 edit.free(number)
                 edit.say(f"a symbolic link without a target is removed ({failure})", number)

@@ -273,7 +273,7 @@ class BlockMender:
 
     def _mend_leaf(self, block: int, index: int, limit: int, tree: _Tree) -> int:
         data = self._corrected.get(block)
-        if tree.tail and index == limit - 1 and block in self._tails:
+        if tree.tail and index == limit - 1 and block in self._tails and block not in self.lost:
             data = (data or self._reader.block(block))[: tree.tail]
             self._say(tree, f"the bytes behind its end, in block {block}, become zeros")
         return block if data is None else self._ws.put(data)

@@ -48,13 +48,12 @@ class Directory:
 
 
 class NameMender:
-    """Mends one tree. `unreadable`: blocks whose contents are lost but stay."""
+    """Mends one tree."""
 
-    def __init__(self, edit: TreeEdit, unreadable: set[int]) -> None:
+    def __init__(self, edit: TreeEdit) -> None:
         self._edit = edit
         self._reader = edit.ws.reader
         self._order = edit.ws.geometry.order
-        self._unreadable = unreadable
         self._directories: dict[int, Directory] = {}
         self._visited: set[int] = set()
         self._parents: dict[int, int] = {}
@@ -67,7 +66,7 @@ class NameMender:
         """All of it; the tree has new roots then."""
         attributes.mend_hidden(self._edit)
         self._mend_orphan_inode()
-        attributes.drop_bad_symlinks(self._edit, self._unreadable)
+        attributes.drop_bad_symlinks(self._edit)
         self._mend_root()
         for number in list(self._edit.numbers()):
             if self._edit.state(number) != HIDDEN and stat.S_ISDIR(self._edit.mode(number)):
@@ -300,8 +299,6 @@ class NameMender:
             directory = self._directories.get(number)
             if number in listed and not edit.links(number) and not (directory and directory.entries):
                 continue
-            if directory is not None and not self._holds_anything(directory):
-                edit.say("an empty directory without a name is put", number)
             place = self._lost_and_found()
             names = {entry.name for entry in place.entries}
             name = b"#%d" % number
@@ -313,9 +310,6 @@ class NameMender:
             else:
                 self._names[number] = 1
         self._orphans = [number for number in dict.fromkeys(self._listed) if self._is_orphan(number)]
-
-    def _holds_anything(self, directory: Directory) -> bool:
-        return bool(directory.entries)
 
     def _is_orphan(self, number: int) -> bool:
         nameless = not self._names.get(number) and number not in self._parents

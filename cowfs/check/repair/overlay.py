@@ -73,14 +73,10 @@ class OverlayDevice:
             self._sectors[(offset + at) // SECTOR] = data[at : at + SECTOR]
             self._regions.add((offset + at) // _REGION)
 
-    def written(self, offset: int) -> bool:
-        """Whether the sector at `offset` was written."""
-        return offset // SECTOR in self._sectors
-
-    def forget(self, offset: int, length: int) -> None:
-        """What was written to these sectors was not."""
-        for number in range(offset // SECTOR, (offset + length) // SECTOR):
-            self._sectors.pop(number, None)
+    def pieces(self, start: int, end: int, size: int) -> list[int]:
+        """Offsets of the pieces of `size` bytes, from byte `start` to `end`, that something was written to, in order."""
+        inside = (number * SECTOR for number in self._sectors if start <= number * SECTOR < end)
+        return sorted({start + (offset - start) // size * size for offset in inside})
 
     def flush(self) -> None:
         """Nothing is anywhere but in memory."""

@@ -152,18 +152,19 @@ def plan_repair(
 
     Raises NotAVolume, Unsupported (unknown features, a foreign volume), DeviceError, InvalidArgument, NoSpace.
     """
-    report, found = examine(device, superblock=superblock)
+    report, found = examine(device, superblock=superblock, listed_max=_ALL)
     if found is None:
         return Repair(report, report)
     if found.state.extension is None:
         raise Unsupported(f"{device.name} is a foreign volume: it is never written")
     actions: list[str] = []
     other = _other_state(device, found.state)
+    first = report
     if superblock is None and other is not None and _is_beyond_repair(report):
-        older, instead = examine(device, superblock=other.number)
+        older, instead = examine(device, superblock=other.number, listed_max=_ALL)
         if instead is not None and older.clean:
             actions.append(f"back to commit {older.serial} in slot {older.slot}, which is clean")
-            found, other = instead, found.state
+            first, found, other = older, instead, found.state
     newest = read_slots(device).valid()[0]
     back = found.state.number != newest.number and superblock is not None
     if report.clean and not back:
@@ -171,13 +172,14 @@ def plan_repair(
     if back:
         actions.append(f"back to commit {found.state.superblock.serial} in slot {found.state.number}")
     run = _Rounds(device, found, other, clock(), actions, zero_bad_blocks=zero_bad_blocks)
-    run.run(must_commit=back or bool(actions) or run.overlay.grown)
-    left, last = examine(run.overlay)
+    left, last = run.run(first, found, must_commit=back or bool(actions) or run.overlay.grown)
     repair = Repair(report, left, actions, run.overlay.size())
     if last is not None and run.committed and (back or left.error_count < report.error_count):
         run.collect(repair, last)
     else:
         repair.left = report
+    report.shorten()
+    left.shorten()
     return repair
 
 
@@ -243,22 +245,23 @@ class _Rounds:
         self._fixed: dict[int, bytes] = {}
         self._slots: list[tuple[int, bytes]] = []
 
-    def run(self, *, must_commit: bool) -> None:
-        """Until nothing is left that was not tried."""
+    def run(self, report: p.Report, found: Found | None, *, must_commit: bool) -> tuple[p.Report, Found | None]:
+        """Until nothing is left that was not tried; begins and ends with what an examination found."""
         if self.overlay.grown:
             self._actions.append(f"the image becomes as long as its volume, {self.overlay.size()} bytes")
+            report, found = examine(self.overlay, superblock=self._start, listed_max=_ALL)
         tried: set[tuple[int, frozenset[str]]] = set()
         for _ in range(ROUNDS_MAX):
-            slot = self._target if self.committed else self._start
-            report, found = examine(self.overlay, superblock=slot, listed_max=_ALL)
-            if found is None:
-                break
             number = self._next_phase(report, tried)
-            if number is None and (self.committed or not must_commit):
+            if found is None or (number is None and (self.committed or not must_commit)):
                 break
             self._round(report, found, number)
+            report, found = examine(self.overlay, superblock=self._target, listed_max=_ALL)
         if self.committed:
             self._finish()
+            if len(self._slots) > 1:
+                report, found = examine(self.overlay, listed_max=_ALL)
+        return report, found
 
     def _finish(self) -> None:
         """A state with other zero blocks goes into both slots, one after the other: they must not differ in that."""
@@ -304,11 +307,10 @@ class _Rounds:
             ws.extension.snapshot_count = len(ws.records)
             fields.rebuild_index(ws)
         elif phase is not None and PHASES[phase] is NAMES:
-            lost = found.reader.unreadable | found.reader.damaged.keys()
             damaged = {problem.tree for problem in report.problems if problem.kind in NAMES}
             for tree in ws.trees:
                 if tree.id in damaged:
-                    NameMender(TreeEdit(ws, tree), lost).run()
+                    NameMender(TreeEdit(ws, tree)).run()
         rebuild(ws, self._target, self._serial)
         if len(self._actions) == before:
             ws.say("what counts blocks and inodes is counted anew")
@@ -319,12 +321,8 @@ class _Rounds:
         """What is to be written: blocks that the last round's state uses, its slot, and what has a fixed place."""
         geometry = self._geometry
         size = geometry.block_size
-        fixed_blocks = set(self._fixed)
-        for index, page in sorted(last.walk.usage.pages.items()):
-            first = index * last.walk.usage.page_blocks
-            for at, role in enumerate(page):
-                offset = geometry.block_offset(first + at)
-                if role and self.overlay.written(offset) and offset not in fixed_blocks:
-                    repair.blocks.append((offset, self.overlay.read(offset, size)))
+        for offset in self.overlay.pieces(geometry.data_start, geometry.slot_offsets[1], size):
+            if offset not in self._fixed and last.walk.usage.role((offset - geometry.data_start) // size):
+                repair.blocks.append((offset, self.overlay.read(offset, size)))
         repair.slots = list(self._slots)
         repair.fixed = dict(self._fixed)
