@@ -6,40 +6,70 @@ could be made of them: `pytest -m slow tests/crash/test_ace.py` (an hour or two;
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
-from workloads import ACE_BASE, ACE_OPERATIONS, FLEETING, QUICK, ace_1, ace_2, ace_random, crash_test, image_after
+from workloads import (
+    ACE_BASE,
+    ACE_OPERATIONS,
+    FLEETING,
+    QUICK,
+    TREES_BASE,
+    TREES_OPERATIONS,
+    ace_1,
+    ace_2,
+    ace_random,
+    crash_test,
+    image_after,
+)
 
 from cowfs.check.crashdevice import Thoroughness
 from cowfs.check.crashtest import Judge
 
-SEEDED = 300
+SEEDED = 250
+SEEDED_WITH_TREES = 50
+THOROUGH = Thoroughness(near_misses=24, tears=2)
+
+
+def run(scripts: Iterable[str], base: str, thoroughness: Thoroughness, judge: Judge, limit: int = 1 << 30) -> int:
+    """Runs scripts until so many have made sense; how many did."""
+    image = image_after(base)
+    done = 0
+    for script in scripts:
+        done += crash_test(script, image, judge, seed=done, thoroughness=thoroughness)
+        if done == limit:
+            break
+    print(f"\n{done} sequences: {judge.counts}")
+    return done
 
 
 def test_all_sequences_of_one_operation() -> None:
-    judge = Judge()
-    base = image_after(ACE_BASE)
-    done = sum(crash_test(script, base, judge, thoroughness=QUICK) for script in ace_1())
-    print(f"\n{done} sequences: {judge.counts}")
-    assert done > 90
+    assert run(ace_1(), ACE_BASE, QUICK, Judge()) > 90
+
+
+def test_all_sequences_of_one_operation_with_snapshots() -> None:
+    assert run(ace_1(TREES_OPERATIONS), TREES_BASE, QUICK, Judge()) > 30
 
 
 def test_seeded_sequences_of_two_and_three() -> None:
-    judge = Judge()
-    base = image_after(ACE_BASE)
-    done = seed = 0
-    while done < SEEDED:
-        done += crash_test(ace_random(seed), base, judge, seed=seed, thoroughness=FLEETING)
-        seed += 1
-    print(f"\n{done} sequences: {judge.counts}")
+    seeds = range(10 * SEEDED)
+    assert run(map(ace_random, seeds), ACE_BASE, FLEETING, Judge(), SEEDED) == SEEDED
+
+
+def test_seeded_sequences_with_snapshots() -> None:
+    scripts = (ace_random(seed, TREES_OPERATIONS) for seed in range(10 * SEEDED_WITH_TREES))
+    assert run(scripts, TREES_BASE, FLEETING, Judge(), SEEDED_WITH_TREES) == SEEDED_WITH_TREES
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("first", ACE_OPERATIONS)
 def test_all_sequences_of_two_operations(first: str) -> None:
-    judge = Judge(recovery_share=1)
-    base = image_after(ACE_BASE)
-    sequences = list(ace_2(first))
-    some = Thoroughness(near_misses=24, tears=2)
-    done = sum(crash_test(script, base, judge, thoroughness=some) for script in sequences)
-    print(f"\n{first}: {done} of {len(sequences)} sequences make sense: {judge.counts}")
+    assert run(ace_2(first), ACE_BASE, THOROUGH, Judge(recovery_share=1))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("first", TREES_OPERATIONS)
+def test_all_sequences_of_two_operations_with_snapshots(first: str) -> None:
+    assert run(ace_2(first, TREES_OPERATIONS), TREES_BASE, THOROUGH, Judge(recovery_share=1))

@@ -84,9 +84,9 @@ def crash_test(
 
 ACE_BASE = (
     "mkdir /A; mkdir /B; mkdir /B/dir; create /A/foo; write /A/foo 0 3000; setxattr /A/foo user.x 20; "
-    "create /B/bar; write /B/bar 0 700; snapshot old; write /A/foo 0 600; clone copy"
+    "create /B/bar; write /B/bar 0 700"
 )
-"""Two files in two directories, an empty directory that can go, a snapshot that differs, and a clone."""
+"""Two files in two directories, and an empty directory that can go."""
 
 ACE_OPERATIONS = (
     "create /A/new",
@@ -129,6 +129,11 @@ ACE_OPERATIONS = (
     "setxattr /A user.z 10",
     "removexattr /A/foo user.x",
     "chmod /A/foo 600",
+)
+TREES_BASE = f"{ACE_BASE}; snapshot old; write /A/foo 0 600; clone copy"
+"""The same, with a snapshot that differs, and a clone."""
+
+TREES_OPERATIONS = (
     "snapshot new",
     "clone new",
     "clone new old",
@@ -137,7 +142,11 @@ ACE_OPERATIONS = (
     "rollback old",
     "rollback copy save",
     "append copy:/A/foo 900",
-    "unlink copy:/A/foo",
+    "hold copy:/A/foo; unlink copy:/A/foo",
+    "write /A/foo 600 700",
+    "unlink /A/foo",
+    "rename /A /B/dir",
+    "setxattr /A/foo user.x 400",
 )
 COMMITS = ("sync", "commit", "seal; publish")
 """How what was done becomes durable at the end: with a manifest, without, and in two halves."""
@@ -158,28 +167,28 @@ def ace_sequence(operations: Sequence[str], between: Sequence[str], end: str) ->
     return "; ".join(steps)
 
 
-def ace_1() -> Iterator[str]:
+def ace_1(operations: Sequence[str] = ACE_OPERATIONS) -> Iterator[str]:
     """All sequences of one operation."""
-    for operation in ACE_OPERATIONS:
+    for operation in operations:
         for end in COMMITS:
             yield ace_sequence([operation], [], end)
 
 
-def ace_2(first: str) -> Iterator[str]:
+def ace_2(first: str, operations: Sequence[str] = ACE_OPERATIONS) -> Iterator[str]:
     """All sequences of two operations of which this is the first one."""
     for kind in BETWEEN:
-        for second in ACE_OPERATIONS:
+        for second in operations:
             for end in ("sync", "commit"):
                 yield ace_sequence([first, second], [kind], end)
 
 
-def ace_random(seed: int) -> str:
+def ace_random(seed: int, operations: Sequence[str] = ACE_OPERATIONS) -> str:
     """A sequence of two or three operations, from a seed."""
     rng = random.Random(f"ace {seed}")
     count = rng.randint(2, 3)
-    operations = [rng.choice(ACE_OPERATIONS) for _ in range(count)]
+    chosen = [rng.choice(operations) for _ in range(count)]
     between = [rng.choice(BETWEEN) for _ in range(count - 1)]
-    return ace_sequence(operations, between, rng.choice(COMMITS))
+    return ace_sequence(chosen, between, rng.choice(COMMITS))
 
 
 # --- long random runs ---
