@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cowfs.check import problem as p
+from cowfs.check.flipped import without_flipped_bit
 from cowfs.check.reader import BlockReader
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
 from cowfs.ondisk.codecs import InodeCodec
+from cowfs.ondisk.geometry import pointers_from
 from cowfs.ondisk.times import NANOSECONDS
 
 # Kinds of tree beyond those that blocks can be shared in (f.KIND_FILE, f.KIND_INODES, f.KIND_LONG_NAMES).
@@ -159,7 +161,7 @@ class TreeWalk:
     """Walks trees one after the other and enters their blocks into `usage`.
 
     `untrusted` has the blocks of the checksum tree that are not what their parent says: the checksum wanted and the one
-    found, or None below such a block.
+    found, or None below such a block. Below one in which a single bit is flipped the walk goes on without the flip.
     """
 
     def __init__(self, reader: BlockReader, report: p.Report) -> None:
@@ -274,13 +276,15 @@ class TreeWalk:
             found = crc32c(data)
             if found != wanted:
                 self.report.add(p.CHECKSUM_TREE, f"{wanted:#010x} wanted, {found:#010x} found", block=block)
+            whole = data
             if not trusted or found != wanted:
                 self.untrusted[block] = (wanted, found) if trusted else None
+                whole = (without_flipped_bit(data, wanted, found) if trusted else None) or data
             if level == 0:
                 self.leaf_blocks[CHECKSUMS][index] = block
             else:
-                pairs = self.reader.pointers(block)
-                below = block not in self.untrusted
+                pairs = pointers_from(whole, self.geometry.order)
+                below = block not in self.untrusted or whole is not data
                 self._walk_checked(pairs[0::2], pairs[1::2], level - 1, index, fanout, trusted=below)
 
     # --- the general walk ---

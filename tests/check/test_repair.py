@@ -19,8 +19,9 @@ from support import filesystem_on
 from cowfs.check import KINDS, Report, check_device
 from cowfs.check import problem as p
 from cowfs.check.check import Found, count_blocks, examine
+from cowfs.check.flipped import without_flipped_bit
 from cowfs.check.repair import PHASES, REASONS, Repair, copy_device, plan_repair
-from cowfs.check.repair.workspace import Space, without_flipped_bit
+from cowfs.check.repair.workspace import Space
 from cowfs.check.slots import read_slots
 from cowfs.errors import Corrupt, DeviceError, NoSpace, Unsupported
 from cowfs.fs import Filesystem
@@ -413,6 +414,20 @@ def test_a_lost_block_of_checksums_is_counted_anew() -> None:
     assert files_of(device) == sound_files()
 
 
+def test_a_flipped_bit_among_the_checksums_costs_no_trust() -> None:
+    """In an indirect block of their tree; a block of data that is lost at the same time is not believed."""
+    device = sample().device()
+    image = Image(device)
+    trash(image, image.data_block(sample().inodes["big"], 3))
+    with image.edit(image.extension.checksums.ptr[0], checksum=False) as data:
+        data[-1] ^= 8
+    plan = repaired(device)
+    assert [problem.number for problem in plan.left.problems] == [210]
+    assert not any("believed" in action for action in plan.actions)
+    with pytest.raises(Corrupt):
+        big_file(device)
+
+
 def test_every_single_bit_of_a_block_is_found() -> None:
     data = random.Random(1).randbytes(512)
     for position in range(0, 4096, 7):
@@ -667,8 +682,10 @@ def test_what_the_medium_spoils_never_reads_as_wrong_data(seed: int) -> None:
     _, found = examine(device)
     assert found is not None
     usage, geometry = found.walk.usage, found.state.geometry
-    used = [block for block in range(usage.num_blocks) if usage.role(block)]
-    for block in rng.sample(used, rng.choice((1, 2, 4, 8))):
+    count = rng.choice((1, 2, 4, 8))
+    checks = Image(device).checksum_blocks() if count > 1 else set()  # where these are lost as well, all is believed
+    used = [block for block in range(usage.num_blocks) if usage.role(block) and block not in checks]
+    for block in rng.sample(used, count):
         data = bytearray(found.reader.block(block))
         match rng.randrange(4):
             case 0:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from cowfs.check import problem as p
+from cowfs.check.flipped import without_flipped_bit
 from cowfs.check.reader import Contents, contents_of
-from cowfs.check.repair.workspace import Checks, Workspace, root_node, without_flipped_bit
+from cowfs.check.repair.workspace import Checks, Workspace, root_node
 from cowfs.check.trees import (
     NANOSECOND_MASK,
     SETTINGS,
