@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from cowfs import __version__
-from cowfs.cli import check, image, mount, scrub, snapshot
+from cowfs.cli import check, crashtest, image, mount, scrub, snapshot
 from cowfs.errors import CowfsError
 
 EXIT_FAILURE = 1
@@ -51,6 +51,7 @@ for _command in (
     mount.sync,
     image.info,
     check.check,
+    crashtest.crashtest,
     scrub.scrub,
     image.dump,
     snapshot.snapshot,
