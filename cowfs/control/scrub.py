@@ -27,7 +27,8 @@ SAVE_SECONDS: Final = 30.0
 """What a crash of the daemon costs of a scrub at most."""
 SAVED_BYTES_MAX: Final = 16_384
 """A result that is longer is saved without the owners."""
-SUSPECTS_MAX: Final = 100  # that are saved
+SUSPECTS_MAX: Final = 100
+"""Suspect blocks that are kept when a scrub ends before its end."""
 MEBIBYTE: Final = 1 << 20
 
 log = logging.getLogger(__name__)
@@ -160,11 +161,14 @@ class Scrubber:
     def _describe(self, scrub: Scrub, state: str) -> None:
         """Brings the record up to date."""
         size = self._volume.geometry.block_size
+        suspects = sorted(scrub.suspects.items())
+        # Where they are too many to be kept, the next scrub has to find them again.
+        position = min([scrub.position, *(block for block, _ in suspects[SUSPECTS_MAX : SUSPECTS_MAX + 1])])
         self._record |= {
             "state": state,
-            "position": 0 if scrub.finished else scrub.position,
+            "position": 0 if scrub.finished else position,
             "done": scrub.done,
-            "suspects": {str(block): text for block, text in list(scrub.suspects.items())[:SUSPECTS_MAX]},
+            "suspects": {str(block): text for block, text in suspects[:SUSPECTS_MAX]},
             "bad_count": scrub.bad_count,
             "bad": [bad.to_json(self._volume.geometry.block_offset) for bad in scrub.bad.values()],
             "slots": scrub.slots,

@@ -11,7 +11,7 @@ from support import MIB, assert_sound, new_device, open_filesystem
 from cowfs.check.scrub import Pause, answered
 from cowfs.control import commands, parse
 from cowfs.control.host import Offline
-from cowfs.control.scrub import SETTING, Scrubber, bytes_per_second
+from cowfs.control.scrub import SETTING, SUSPECTS_MAX, Scrubber, bytes_per_second
 from cowfs.control.specification import Arguments
 from cowfs.errors import InvalidArgument
 from cowfs.fs import Caller
@@ -110,6 +110,33 @@ def test_it_goes_on_after_an_end(how: str) -> None:
     assert (bad["block"], bad["offset"]) == (block, volume.geometry.block_offset(block))
     assert bad["owners"] == [{"what": "bytes 0..4095", "snapshot": None, "inode": 3, "paths": ["file"]}]
     assert Scrubber(volume).status() == status | {"rate": 0}
+
+
+def test_more_bad_blocks_than_are_kept() -> None:
+    """What the record has no room for is found again."""
+    volume, block = volume_with_data()
+    for number in range(300):
+        damage(volume, block + number)
+    scrubber = Scrubber(volume)
+    work = scrubber.start()
+    assert work is not None
+    for _ in answered(volume.device, work, None):
+        if scrubber.status()["suspects"] > 200:
+            break
+    scrubber.stop()
+    again = Scrubber(volume)
+    assert again.status()["suspects"] == SUSPECTS_MAX
+    work = again.start()
+    assert work is not None
+    for _ in answered(volume.device, work, None):
+        pass
+    status = again.status()
+    assert [bad["block"] for bad in status["bad"]] == list(range(block, block + 300))
+    assert status["bad_count"] == 300
+    assert status["done"] <= status["total"]
+    kept = Scrubber(volume).status()  # the list is too long to be kept with its owners
+    assert (kept["bad_count"], len(kept["bad"])) == (300, SUSPECTS_MAX)
+    assert not any(bad["owners"] for bad in kept["bad"])
 
 
 def test_a_restart_begins_anew() -> None:
