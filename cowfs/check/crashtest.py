@@ -463,7 +463,12 @@ def _begin(base: bytes, inherited: Iterable[TreeState]) -> _Allowed:
 
 
 def _same_roots(one: State, other: State) -> bool:
-    return (one.superblock.inode, one.superblock.longfile) == (other.superblock.inode, other.superblock.longfile)
+    return _roots(one) == _roots(other)
+
+
+def _roots(state: State) -> tuple[object, ...]:
+    extension = state.extension
+    return state.superblock.inode, state.superblock.longfile, extension and extension.snapshots
 
 
 def _second_chance(cut: c.Cut, judge: Judge, allowed: _Allowed) -> None:

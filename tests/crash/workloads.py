@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import random
 import stat
@@ -9,10 +10,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
-from cowfs.check.crashdevice import Mark, RecordingDevice, Thoroughness, crash_images, cuts
+from cowfs.check.crashdevice import Fault, FaultyDevice, Mark, RecordingDevice, Thoroughness, crash_images, cuts
 from cowfs.check.crashscript import START, ScriptRun, split
 from cowfs.check.crashtest import Judge, TreeState, WatchedVolume, allowed_states, verify
-from cowfs.errors import Exists, InvalidArgument, IsADirectory, NoAttribute, NotADirectory, NotEmpty, NotFound
+from cowfs.errors import (
+    CowfsError,
+    DeviceError,
+    Exists,
+    InvalidArgument,
+    IsADirectory,
+    NoAttribute,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+)
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage import blockio
 from cowfs.storage.device import MemoryDevice
@@ -249,7 +260,10 @@ class RandomSteps:
 
     def step(self) -> str:
         """The next one."""
+        assert isinstance(self.run.device, FaultyDevice)
+        self.run.device.paused = True
         self.look()
+        self.run.device.paused = False
         (word,) = self.rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
         meanwhile = word not in NEVER_MEANWHILE and self.rng.random() < 0.2
         return ("during " if meanwhile else "") + self.words(word)
@@ -282,13 +296,13 @@ class RandomSteps:
             case "create" | "mkdir":
                 return f"{word} {self.new()}"
             case "symlink":
-                return f"symlink {self.new()} {'t' * min(size, 4000)}"
+                return f"symlink {self.new()} {'t' * min(size, 700)}"
             case "unlink" | "hold":
                 return f"{word} {self.old()}"
             case "release":
                 return f"release {rng.choice(self.run.held() or [self.old()])}"
             case "rmdir":
-                return f"rmdir {rng.choice(self.directories)}"
+                return f"rmdir {rng.choice(self.directories) or '/'}"
             case "snapshot" | "clone" if len(self.trees) >= TREES_MAX:
                 return f"delete {rng.choice(self.trees)}"
             case "snapshot":
@@ -340,33 +354,60 @@ def early_writes() -> Iterator[None]:
 class LongRun:
     """Session after session of random steps on one volume, each begun on what a power cut left of the one before.
 
-    Odd seeds write file data early. The volume is so small that space runs out, and blocks are reused at once.
+    Odd seeds write file data early; in every third session the device fails once. Most volumes are so small that space runs
+    out, and blocks are reused at once.
     """
 
-    def __init__(self, seed: int, judge: Judge, thoroughness: Thoroughness, *, blocks: int = BLOCKS) -> None:
+    def __init__(self, seed: int, judge: Judge, thoroughness: Thoroughness) -> None:
         self.seed = seed
         self.rng = random.Random(f"long {seed}")
         self.judge = judge
         self.thoroughness = thoroughness
-        self.image = empty_image(512, blocks)
+        self.image = empty_image(self.rng.choice((512, 512, 512, 1024)), self.rng.choice((60, 72, 90, 128, 256, 1100)))
         self.inherited: list[TreeState] = []
         self.performed: Counter[str] = Counter()
         self.refused: Counter[int] = Counter()
         self.sessions = 0
 
+    def start(self, device: FaultyDevice) -> ScriptRun:
+        try:
+            return ScriptRun(device)
+        except DeviceError:
+            device.fault = None
+            return ScriptRun(device)
+
+    def perform(self, run: ScriptRun, step: str) -> None:
+        """Performs a step; a device that fails, and a volume that is read-only since, are no surprise."""
+        assert isinstance(run.device, FaultyDevice)
+        try:
+            run.perform(step)
+        except CowfsError as error:
+            if not run.device.failures or error.errno not in (errno.EIO, errno.EROFS):
+                raise
+            self.refused[error.errno] += 1
+            if step in ("kill", "remount"):
+                run.device.fault = None
+                run.reopen()
+
     def session(self, steps: int) -> None:
         """One recording, and what a power cut could leave of it. A failure says which seed and session."""
         about = f"LongRun({self.seed}) session {self.sessions}"
+        fault = Fault(
+            self.rng.choice(("read", "write", "flush")), self.rng.randrange(60), lasting=self.rng.random() < 0.3
+        )
+        device = FaultyDevice(self.image, fault if self.rng.randrange(3) == 0 else None)
         with early_writes() if self.seed % 2 else nullcontext():
-            device = RecordingDevice(self.image)
-            run = ScriptRun(device)
+            run = self.start(device)
             maker = RandomSteps(self.rng, run)
             try:
                 for _ in range(steps):
-                    run.perform(maker.step())
+                    self.perform(run, maker.step())
             except Exception as error:
                 error.add_note(f"{about}: {'; '.join(run.steps)}")
                 raise
+            device.fault = None
+            if device.failures:
+                run.run("kill; create /after; sync")
             run.stop()
         self.performed += run.performed
         self.refused += run.refused
