@@ -99,8 +99,7 @@ class Scrub:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`rate` is bytes per second at most; `duty` the part of the time that it may take, 1 for all of it."""
-        if volume.foreign:
-            raise NotSupported("a foreign volume has no checksums, so there is nothing to verify")
+        require_checksums(volume)
         self.volume = volume
         self.position = position
         self.done = done
@@ -338,6 +337,12 @@ class Scrub:
             _log.error("not all owners of bad blocks could be found: %s", error)
         for block, owners in search.owners.items():
             self.bad[block].owners = owners
+
+
+def require_checksums(volume: Volume) -> None:
+    """Raises NotSupported for a volume that cannot be scrubbed."""
+    if volume.foreign:
+        raise NotSupported("a foreign volume has no checksums, so there is nothing to verify")
 
 
 def _difference(data: bytes | DeviceError, wanted: int) -> str:

@@ -116,7 +116,7 @@ class Offline:
     def scrubber(self) -> Scrubber:
         """The scrubs of the volume."""
         if self._scrubber is None:
-            self._scrubber = Scrubber(self.snapshots.volume)
+            self._scrubber = Scrubber(self.filesystem.volume)
         return self._scrubber
 
     def start_job(self, work: Work) -> None:

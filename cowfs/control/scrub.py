@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from cowfs.check.scrub import DUTY, Scrub, Work
+from cowfs.check.scrub import DUTY, Scrub, Work, require_checksums
 from cowfs.control.wire import Reply
 from cowfs.errors import CowfsError, InvalidArgument
 from cowfs.storage.settings import Settings
@@ -45,6 +45,8 @@ class Scrubber:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        """Raises NotSupported for a foreign volume."""
+        require_checksums(volume)
         self._volume = volume
         self._duty = duty
         self._clock = clock

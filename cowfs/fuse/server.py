@@ -96,7 +96,7 @@ class Server:
     def scrubber(self) -> Scrubber:
         """The scrubs of the volume. Raises NotSupported on a foreign volume."""
         if self._scrubber is None:
-            self._scrubber = Scrubber(self.snapshots.volume)
+            self._scrubber = Scrubber(self.filesystem.volume)
         return self._scrubber
 
     def start_job(self, work: Work) -> None:

@@ -8,11 +8,13 @@ from collections.abc import Callable
 
 import pytest
 from every_structure import GEOMETRY, LONG, LONG_TOO, ME, Patched, resolve, sample
+from foreign_volume import ForeignVolume
 from support import MIB, Clock, close_filesystem, new_device, open_filesystem
 from walker import State, newest_state
 
 from cowfs.check.owners import Owner
 from cowfs.check.scrub import Bad, Read, Scrub, answered, next_run
+from cowfs.control.scrub import Scrubber
 from cowfs.errors import DeviceError, NotSupported
 from cowfs.fs import Filesystem
 from cowfs.fs.snapshot import Snapshots
@@ -337,10 +339,12 @@ def timed(volume: Volume, rate: int | None, duty: float) -> tuple[float, float]:
 
 
 def test_a_foreign_volume_cannot_be_verified() -> None:
-    volume = Volume.open(MemoryDevice.from_image(sample().image), read_only=True)
-    volume.foreign = True
+    volume = Volume.open(ForeignVolume(1024).build(), read_only=True)
+    assert volume.foreign
     with pytest.raises(NotSupported):
         Scrub(volume)
+    with pytest.raises(NotSupported):
+        Scrubber(volume)
 
 
 def test_runs_of_a_bitmap_page() -> None:
