@@ -104,10 +104,15 @@ class Forest:
         return saved
 
     @property
+    def take_cost(self) -> int:
+        """Blocks that taking a tree may add: TREE_COST, and a new index where the old one gets too full."""
+        return TREE_COST + self.table.growth_cost
+
+    @property
     def store_cost(self) -> int:
         """Blocks that `store_clones` may take at most, however many of them are dirty already."""
         pages = sum(tree.writable for _, tree in self._open.values())
-        return pages * (1 + self._volume.snapshots.levels)
+        return pages + self._volume.snapshots.nodes_max if pages else 0
 
     def store_clones(self) -> None:
         """Puts the roots of changed clones into their records: part of each seal."""

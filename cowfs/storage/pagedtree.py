@@ -72,6 +72,10 @@ class PagedTree:
             page = self._load(index)
         return page
 
+    def is_hole(self, index: int) -> bool:
+        """Whether page `index` is known to be zeros without a look at it. Raises Corrupt, DeviceError."""
+        return index not in self._pages and self._is_hole(self._pointer((0, index)), 0)
+
     def page_for_write(self, index: int) -> bytearray:
         """Page `index`, to be changed in place; it goes into the next commit."""
         page = self._pages.get(index)
@@ -191,7 +195,17 @@ class PagedTree:
     @property
     def unplaced_max(self) -> int:
         """Blocks that placing what is dirty now may take at most."""
-        return len(self._unplaced) * (1 + self.levels)
+        count = len(self._unplaced)
+        return count + min(count * self.levels, self.nodes_max) if count else 0
+
+    @property
+    def nodes_max(self) -> int:
+        """Nodes of the tree when no part of it is a hole."""
+        total, count = 0, -(-self.size // self.page_size)
+        for _ in range(self.levels):
+            count = -(-count // self.fanout)
+            total += count
+        return total
 
     @property
     def dirty_count(self) -> int:

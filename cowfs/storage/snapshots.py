@@ -170,6 +170,15 @@ class SnapshotTable:
             self._grow()
         self._put(f.SnapshotIndexEntry(crc32c(name), place + 1))
 
+    @property
+    def growth_cost(self) -> int:
+        """Blocks that the next new name may take for an index of twice the size; 0 while the present one has room."""
+        if 2 * (self.count + 1) <= self._slots:
+            return 0
+        size = max(INDEX_PLACES_MIN, 2 * self._slots) * f.SnapshotIndexEntry.SIZE
+        pages = -(-size // self._index.page_size)
+        return pages + pages // (self._index.fanout - 1) + f.SYSTEM_LEVEL_MAX
+
     def _put(self, entry: f.SnapshotIndexEntry) -> None:
         slot = entry.hash & (self._slots - 1)
         for last, _ in self._chain(entry.hash):

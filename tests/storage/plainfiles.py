@@ -195,7 +195,7 @@ class PlainFiles:
 
     def snapshot(self, tree: int = 0) -> int:
         """A tree that shares everything with this one, and can be written."""
-        self.volume.admit(TREE_COST + OPERATION_BLOCKS)
+        self.volume.admit(self.volume.forest.take_cost)
         name = b"s%d" % (max(self.all) + 1)
         origin = self.all[tree]
         place, record = self.volume.forest.take(

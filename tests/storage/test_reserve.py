@@ -19,6 +19,7 @@ from plainfiles import BLOCK_SIZES, MIB, PlainFiles, new_device
 from cowfs.errors import NoSpace, SpaceShort
 from cowfs.ondisk.geometry import geometry_for_size
 from cowfs.storage.commit import SealedCommit
+from cowfs.storage.forest import TREE_COST
 from cowfs.storage.pagedtree import PagedTree
 from cowfs.storage.spacemap import SpaceMap
 from cowfs.storage.volume import Tier, Volume
@@ -288,6 +289,23 @@ def test_clones_that_are_open_count(block_size: int) -> None:
     for number in numbers:
         files.remove(number)
     files.drain()
+    files.check()
+
+
+@pytest.mark.parametrize("block_size", [512, 4096])
+def test_taking_a_tree_takes_what_it_said(block_size: int) -> None:
+    """Also where the index by name has to double: all of it is new then."""
+    files = made(block_size, 4 * MIB)
+    volume = files.volume
+    takes = []
+    for _ in range(300):
+        volume.commit()
+        cost = volume.forest.take_cost
+        files.snapshot()
+        takes.append(volume._unplaced)
+        assert takes[-1] <= cost
+    if block_size == 512:
+        assert max(takes) > TREE_COST
     files.check()
 
 

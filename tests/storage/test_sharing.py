@@ -39,8 +39,10 @@ def file_of_levels(files: PlainFiles, levels: int, choose: random.Random) -> int
     return number
 
 
-@pytest.mark.parametrize("parents", [2, 100])
-@pytest.mark.parametrize(("block_size", "levels"), [(512, 0), (512, 1), (512, 2), (512, 3), (4096, 3)])
+@pytest.mark.parametrize(
+    ("block_size", "levels", "parents"),
+    [(512, levels, parents) for levels in range(4) for parents in (2, 100)] + [(4096, 1, 2), (4096, 3, 20)],
+)
 def test_a_file_is_shared_by_files(block_size: int, levels: int, parents: int) -> None:
     choose = random.Random(f"{block_size}.{levels}.{parents}")
     files = PlainFiles.make(8 * MIB, block_size)
