@@ -227,7 +227,9 @@ class Scrub:
             index = self.position // page_bits
             end = min(geometry.num_blocks, (index + 1) * page_bits)
             try:
-                run = next_run(self.volume.bitmap.page(index), self.position - index * page_bits, limit)
+                bitmap = self.volume.bitmap
+                bit = self.position - index * page_bits
+                run = None if bitmap.is_hole(index) else next_run(bitmap.page(index), bit, limit)
             except (Corrupt, DeviceError) as error:
                 if isinstance(error, Corrupt) and error.block is not None:
                     self._enter(error.block, str(error))
