@@ -36,16 +36,15 @@ Locking: the core thread only. Changed inodes have been written back (`Volume.be
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
 from typing import Final
 
 from cowfs.errors import Corrupt, InvalidArgument, NotFound
 from cowfs.fs.inode import Inode
 from cowfs.fs.paths import Name, Paths
-from cowfs.fs.steps import Steps, Watch, finish
+from cowfs.fs.steps import Steps, Watch, finish, sort
 from cowfs.fs.treescan import differing_leaves, split
 from cowfs.fs.xattr import Xattrs
 from cowfs.ondisk import format as f
@@ -74,6 +73,9 @@ class ChangeKind(StrEnum):
     MODIFIED = "modified"
     METADATA = "metadata"
 
+
+Replaced = dict[tuple[int, int], list[bytes]]
+"""Paths by (inode number of what is gone, inode number of what took its place)"""
 
 _ORDER: Final = {kind: place for place, kind in enumerate(ChangeKind)}
 
@@ -150,8 +152,11 @@ class _Diff:
         self._per_leaf = volume.geometry.inodes_per_block
         self._within = _normalised(path)
         self._fields: dict[int, tuple[str, ...]] = {}  # of objects that are in both trees and differ
-        self._names: dict[int, set[Name]] = {}  # new names of those of them that are no directories
-        self._different: set[int] = set()  # numbers that are not the same object in both trees
+        self._links: dict[int, int] = {}  # link counts of those of them that are no directories
+        self._names: dict[int, set[Name]] = {}  # their names in the newer tree
+        self._slots: set[int] = set()  # of long names, that differ
+        self._gone: dict[int, int] = {}  # modes of what is in the older tree only, by inode number
+        self._fresh: dict[int, int] = {}  # modes of what is in the newer tree only
         self._pairs: list[tuple[int | None, int | None]] = []  # directories to compare
         self._removed: list[tuple[Name, int]] = []  # names of objects that are gone
         self._added: list[tuple[Name, int]] = []  # names of new objects
@@ -163,20 +168,30 @@ class _Diff:
         """All changes, sorted."""
         if self._within and self._old.lookup(self._within) is None and self._new.lookup(self._within) is None:
             raise NotFound("neither tree has that path")
-        steps = self._collect()
+        steps = self._run()
         if self._watch.writable:
-            finish(steps)
-        else:
-            yield from steps
-        return sorted(self._changes(), key=_order)
+            return finish(steps)
+        return (yield from steps)
 
-    def _collect(self) -> Steps[None]:
+    def _run(self) -> Steps[list[Change]]:
         yield from self._compare_inodes()
+        yield from self._compare_slots()
         likely = sorted({new for old, new in self._pairs if new is not None})
         while self._pairs:
-            yield from self._compare_directories(*self._pairs.pop())
+            old, new = self._pairs.pop()
+            if old is not None and new is not None:
+                yield from self._compare_directory(new)
+            else:
+                yield from self._list_directory(old, new)
         yield from self._find_names(likely)
         yield from self._resolve()
+        replaced = yield from self._find_replaced()
+        changes = []
+        for change in self._changes(replaced):
+            if self._concerns(change):
+                changes.append(change)
+            yield from self._watch.tick()
+        return (yield from sort(changes, _order, self._watch))
 
     # --- inodes ---
 
@@ -196,13 +211,18 @@ class _Diff:
         if (old is None or old.is_hidden) and (new is None or new.is_hidden):
             return
         if old is None or new is None or old.generation != new.generation:
-            self._different.add(number)
+            if old is not None:
+                self._gone[number] = old.mode
+            if new is not None:
+                self._fresh[number] = new.mode
             return
         if new.is_directory and self._contents_differ(old, new):
             self._pairs.append((number, number))
         fields = self._differing_fields(old, new)
         if fields and old.links and new.links:
             self._fields[number] = fields
+            if not new.is_directory:
+                self._links[number] = new.links
 
     def _differing_fields(self, old: Inode, new: Inode) -> tuple[str, ...]:
         fields = []
@@ -240,90 +260,95 @@ class _Diff:
 
     # --- names ---
 
-    @cached_property
-    def _other_slots(self) -> set[int]:
-        """The long-name slots that differ: an entry that is equal in both trees may lead to another name through them."""
-        return set(differing_leaves(self._trees, self._old.tree.longnames, self._new.tree.longnames))
+    def _compare_slots(self) -> Steps[None]:
+        """Finds the long-name slots that differ: an entry that is the same in both trees may have another name for that."""
+        for slot in differing_leaves(self._trees, self._old.tree.longnames, self._new.tree.longnames):
+            self._slots.add(slot)
+            yield from self._watch.tick()
 
-    def _compare_directories(self, old: int | None, new: int | None) -> Steps[None]:
-        """Finds the names in one of two directories only: the same one in both trees; or in all of one that has no other."""
-        if old is None or new is None:
-            side, number, enter = (self._old, old, self._lose) if new is None else (self._new, new, self._gain)
-            assert number is not None
-            for entries in side.scan.chunks(side.inodes.get(number, "a directory entry").root):
-                for entry in split(entries):
-                    enter((number, side.scan.name(entry)), side.scan.number(entry))
-                yield from self._watch.pause()
-            return
-        assert old == new
-        old_root = self._old.inodes.get(old, "a directory entry").root
-        new_root = self._new.inodes.get(new, "a directory entry").root
+    def _list_directory(self, old: int | None, new: int | None) -> Steps[None]:
+        """Enters all names in a directory that is in one of the trees only."""
+        side, number, enter = (self._old, old, self._lose) if new is None else (self._new, new, self._gain)
+        assert number is not None
+        for entries in side.scan.chunks(side.inodes.get(number, "a directory entry").root):
+            for entry in split(entries):
+                enter((number, side.scan.name(entry)), side.scan.number(entry))
+                yield from self._watch.tick()
+
+    def _compare_directory(self, number: int) -> Steps[None]:
+        """Finds the names that came and went in a directory that is in both trees."""
+        old_root = self._old.inodes.get(number, "a directory entry").root
+        new_root = self._new.inodes.get(number, "a directory entry").root
         before: set[bytes] = set()
         after: set[bytes] = set()
         for index in differing_leaves(self._trees, old_root, new_root):
             before.update(split(self._old.scan.leaf(old_root, index)))
             after.update(split(self._new.scan.leaf(new_root, index)))
             yield from self._watch.pause()
-        same = {entry for entry in before & after if self._same_object_and_name(entry)}
-        for entry in same:
-            number = self._new.scan.number(entry)
-            if number in self._fields:
-                self._note_name((new, self._new.scan.name(entry)), number)
-        self._compare_names(new, before - same, after - same)
-        yield from self._watch.pause()
+        was: dict[bytes, int] = {}
+        for entry in before:
+            if entry not in after or not self._same_object_and_name(entry):
+                was[self._old.scan.name(entry)] = self._old.scan.number(entry)
+            yield from self._watch.tick()
+        now: dict[bytes, int] = {}
+        for entry in after:
+            if entry not in before or not self._same_object_and_name(entry):
+                now[self._new.scan.name(entry)] = self._new.scan.number(entry)
+            elif self._new.scan.number(entry) in self._links:
+                self._note_name((number, self._new.scan.name(entry)), self._new.scan.number(entry))
+            yield from self._watch.tick()
+        yield from self._compare_names(number, was, now)
 
     def _same_object_and_name(self, entry: bytes) -> bool:
-        if self._new.scan.number(entry) in self._different:
+        number = self._new.scan.number(entry)
+        if number in self._gone or number in self._fresh:
             return False
         slot = self._new.scan.slot(entry)
-        return slot is None or slot not in self._other_slots
+        return slot is None or slot not in self._slots
 
-    def _compare_names(self, number: int, before: set[bytes], after: set[bytes]) -> None:
-        """The entries that differ of a directory that is in both trees."""
-        was = {self._old.scan.name(entry): self._old.scan.number(entry) for entry in before}
-        now = {self._new.scan.name(entry): self._new.scan.number(entry) for entry in after}
+    def _compare_names(self, number: int, was: dict[bytes, int], now: dict[bytes, int]) -> Steps[None]:
+        """The inode numbers of a directory's names before and after, entries that did not change left out."""
         for name in was.keys() | now.keys():
             one, other = was.get(name), now.get(name)
-            if one is not None and one == other and one not in self._different:
+            if one is not None and one == other and one not in self._gone:
                 self._note_name((number, name), one)
                 continue
             if one is not None:
                 self._lose((number, name), one)
             if other is not None:
                 self._gain((number, name), other)
+            yield from self._watch.tick()
 
     def _note_name(self, name: Name, number: int) -> None:
         """Notes a name that an object has in the newer tree, if the object is a file that changed."""
-        if number in self._fields:
+        if number in self._links:
             self._names.setdefault(number, set()).add(name)
 
     def _lose(self, name: Name, number: int) -> None:
         """A name of the older tree is gone."""
-        if number not in self._different:
+        if number not in self._gone:
             self._lost.setdefault(number, []).append(name)
             return
         self._removed.append((name, number))
-        if self._old.inodes.get(number, "a directory entry").is_directory:
+        if stat.S_ISDIR(self._gone[number]):
             self._pairs.append((number, None))
 
     def _gain(self, name: Name, number: int) -> None:
         """A name of the newer tree is new."""
-        if number not in self._different:
+        if number not in self._fresh:
             self._gained.setdefault(number, []).append(name)
             self._note_name(name, number)
             return
         self._added.append((name, number))
-        if self._new.inodes.get(number, "a directory entry").is_directory:
+        if stat.S_ISDIR(self._fresh[number]):
             self._pairs.append((None, number))
 
     # --- paths ---
 
     def _find_names(self, likely: Iterable[int]) -> Steps[None]:
-        missing = {}
-        for number in self._fields:
-            inode = self._new.inodes.get(number, "a changed inode")
-            if not inode.is_directory and inode.links > len(self._names.get(number, ())):
-                missing[number] = inode.links - len(self._names.get(number, ()))
+        """Completes the names of files that changed."""
+        counts = ((number, links - len(self._names.get(number, ()))) for number, links in self._links.items())
+        missing = {number: count for number, count in counts if count > 0}
         if missing:
             yield from self._new.find_names(missing, likely, self._names)
         for number in missing:
@@ -332,7 +357,7 @@ class _Diff:
 
     def _resolve(self) -> Steps[None]:
         """Makes the paths of all directories known that are needed."""
-        directories = {n for n in self._fields if self._new.inodes.get(n, "a changed inode").is_directory}
+        directories = self._fields.keys() - self._links.keys()
         new = {name[0] for name, _ in self._added}.union(directories)
         old = {name[0] for name, _ in self._removed}.union(directories)
         for names in self._gained.values():
@@ -351,39 +376,46 @@ class _Diff:
 
     # --- changes ---
 
-    def _changes(self) -> Iterator[Change]:
-        partners: dict[int, dict[bytes, bytes]] = {}
-        replaced = self._replaced()
-        yield from self._chosen(self._came_and_went(replaced))
-        for number in self._lost.keys() | self._gained.keys():
-            yield from self._chosen(self._moved(number, partners, replaced.keys()))
-        yield from self._chosen(self._replacements(replaced))
-        for number, fields in self._fields.items():
-            yield from self._chosen(self._modified(number, fields, partners.get(number, {})))
-
-    def _replaced(self) -> dict[tuple[int, int], list[bytes]]:
+    def _find_replaced(self) -> Steps[Replaced]:
         """Objects that are gone, new ones of their type that have their names, and the paths of these."""
-        removed = {self._old.path(name): (name, number) for name, number in self._removed}
-        added = {self._new.path(name): (name, number) for name, number in self._added}
-        replaced: dict[tuple[int, int], list[bytes]] = {}
-        for path in sorted(removed.keys() & added.keys(), key=lambda path: path.count(b"/")):
-            (old_name, old), (new_name, new) = removed[path], added[path]
-            modes = self._old.inodes.get(old, "an entry").mode, self._new.inodes.get(new, "an entry").mode
-            if self._same_directory(old_name, new_name, replaced.keys()) and not stat.S_IFMT(modes[0] ^ modes[1]):
+        removed: dict[bytes, tuple[Name, int]] = {}
+        for name, number in self._removed:
+            removed[self._old.path(name)] = name, number
+            yield from self._watch.tick()
+        both = []
+        for name, number in self._added:
+            path = self._new.path(name)
+            if path in removed:
+                both.append((path, *removed[path], name, number))
+            yield from self._watch.tick()
+        replaced: Replaced = {}
+        # From the top down: what is in a directory that was replaced may be replaced itself.
+        both = yield from sort(both, lambda one: one[0].count(b"/"), self._watch)
+        for path, old_name, old, new_name, new in both:
+            same_type = stat.S_IFMT(self._gone[old]) == stat.S_IFMT(self._fresh[new])
+            if same_type and self._same_directory(old_name, new_name, replaced):
                 replaced.setdefault((old, new), []).append(path)
+            yield from self._watch.tick()
         return replaced
 
-    def _same_directory(self, old: Name, new: Name, replaced: Set[tuple[int, int]]) -> bool:
+    def _same_directory(self, old: Name, new: Name, replaced: Replaced) -> bool:
         """Whether two names are in the same directory, or in one that was made anew and counts as the same."""
-        return (old[0], new[0]) in replaced if old[0] in self._different else old[0] == new[0]
+        return (old[0], new[0]) in replaced if old[0] in self._gone else old[0] == new[0]
 
-    def _chosen(self, changes: Iterable[Change]) -> Iterator[Change]:
-        """Those at or below the path that is asked for."""
-        for change in changes:
-            if any(map(self._is_within, (change.path, *change.links))) or (
-                change.old_path is not None and self._is_within(change.old_path)
-            ):
-                yield change
+    def _changes(self, replaced: Replaced) -> Iterator[Change]:
+        """All changes, unsorted."""
+        partners: dict[int, dict[bytes, bytes]] = {}
+        yield from self._came_and_went(replaced)
+        for number in self._lost.keys() | self._gained.keys():
+            yield from self._moved(number, partners, replaced)
+        yield from self._replacements(replaced)
+        for number, fields in self._fields.items():
+            yield from self._modified(number, fields, partners.get(number, {}))
+
+    def _concerns(self, change: Change) -> bool:
+        """Whether a change is at or below the path that is asked for."""
+        paths = (change.path, *change.links, change.path if change.old_path is None else change.old_path)
+        return any(map(self._is_within, paths))
 
     def _is_within(self, path: bytes) -> bool:
         return not self._within or path == self._within or path.startswith(self._within + b"/")
@@ -392,9 +424,7 @@ class _Diff:
         """Sorted, those first that are asked for."""
         return sorted(paths, key=lambda path: (not self._is_within(path), _words(path)))
 
-    def _moved(
-        self, number: int, partners: dict[int, dict[bytes, bytes]], replaced: Set[tuple[int, int]]
-    ) -> Iterator[Change]:
+    def _moved(self, number: int, partners: dict[int, dict[bytes, bytes]], replaced: Replaced) -> Iterator[Change]:
         """The names that an object has lost and gained. `partners`: old paths by new ones, of what was renamed."""
         lost = {self._old.path(name): name for name in self._lost.get(number, ())}
         gained = {self._new.path(name): name for name in self._gained.get(number, ())}
@@ -402,7 +432,7 @@ class _Diff:
             if self._same_directory(lost[path], gained[path], replaced):
                 del lost[path], gained[path]
         old, new = sorted(lost, key=_words), sorted(gained, key=_words)
-        kind = self._type(self._new.inodes.get(number, "a changed inode"))
+        kind = _type(self._new.inodes.get(number, "a directory entry").mode)
         partners[number] = dict(zip(new, old, strict=False))
         for path, old_path in partners[number].items():
             self._touch(old_path, path)
@@ -414,33 +444,35 @@ class _Diff:
             self._touch(None, path)
             yield Change(ChangeKind.ADDED, path, kind, number)
 
-    def _came_and_went(self, replaced: dict[tuple[int, int], list[bytes]]) -> Iterator[Change]:
+    def _came_and_went(self, replaced: Replaced) -> Iterator[Change]:
         """What belongs to objects that are in one of the trees only, and was not replaced."""
         same = {path for paths in replaced.values() for path in paths}
         for name, number in self._removed:
             path = self._old.path(name)
             if path not in same:
                 self._touch(path, None)
-                kind = self._type(self._old.inodes.get(number, "an entry"))
-                yield Change(ChangeKind.REMOVED, path, kind, number)
+                yield Change(ChangeKind.REMOVED, path, _type(self._gone[number]), number)
         for name, number in self._added:
             path = self._new.path(name)
             if path not in same:
                 self._touch(None, path)
-                kind = self._type(self._new.inodes.get(number, "an entry"))
-                yield Change(ChangeKind.ADDED, path, kind, number)
+                yield Change(ChangeKind.ADDED, path, _type(self._fresh[number]), number)
 
-    def _replacements(self, replaced: dict[tuple[int, int], list[bytes]]) -> Iterator[Change]:
+    def _replacements(self, replaced: Replaced) -> Iterator[Change]:
         """The differences between what is gone and what took its place."""
-        differing = []
-        for (old, new), paths in replaced.items():
-            inode = self._new.inodes.get(new, "an entry")
-            fields = self._differing_fields(self._old.inodes.get(old, "an entry"), inode)
+        directories = []
+        for (old, new), names in replaced.items():
+            inode = self._new.inodes.get(new, "a directory entry")
+            fields = self._differing_fields(self._old.inodes.get(old, "a directory entry"), inode)
             if fields:
-                differing.append((inode, fields, self._first_within(paths)))
+                paths = self._first_within(names)
                 for path in paths:
                     self._touch(None, path)
-        for inode, fields, paths in differing:
+                if inode.is_directory:
+                    directories.append((inode, fields, paths))
+                else:
+                    yield from self._difference(inode, fields, paths, paths[0])
+        for inode, fields, paths in directories:
             yield from self._difference(inode, fields, paths, paths[0])
 
     def _modified(self, number: int, fields: tuple[str, ...], partners: dict[bytes, bytes]) -> Iterator[Change]:
@@ -451,6 +483,8 @@ class _Diff:
             return self._difference(inode, fields, [path], old_path)
         paths = self._first_within(map(self._new.path, self._names[number]))
         old = self._first_within(map(self._old.path, (*self._kept(number), *self._lost.get(number, ()))))
+        if not old:
+            raise Corrupt(f"inode {number} had no name, but a link count")
         if self._is_within(paths[0]) or not self._is_within(old[0]):
             old_path = paths[0] if paths[0] in old else partners.get(paths[0], old[0])
         else:
@@ -466,7 +500,7 @@ class _Diff:
         if fields:
             kind = ChangeKind.MODIFIED if _CONTENTS & set(fields) else ChangeKind.METADATA
             where = None if old_path == path else old_path
-            yield Change(kind, path or b".", self._type(inode), inode.number, where, tuple(paths[1:]), fields)
+            yield Change(kind, path or b".", _type(inode.mode), inode.number, where, tuple(paths[1:]), fields)
 
     def _touch(self, old_path: bytes | None, path: bytes | None) -> None:
         """Names came or went: the times of the directories above them follow."""
@@ -474,8 +508,9 @@ class _Diff:
             if one is not None:
                 paths.add(one.rpartition(b"/")[0])
 
-    def _type(self, inode: Inode) -> str:
-        return TYPES[stat.S_IFMT(inode.mode)]
+
+def _type(mode: int) -> str:
+    return TYPES[stat.S_IFMT(mode)]
 
 
 def _words(path: bytes) -> list[bytes]:

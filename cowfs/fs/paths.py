@@ -83,6 +83,7 @@ class Paths:
                     wanted.add(parent)
         for number in names:
             self._enter_path(number, names)
+            yield from self._watch.tick()
 
     def _name_children(self, parent: int, children: set[int], names: dict[int, Name]) -> Steps[None]:
         """Finds the names of these directories in the directory above them."""

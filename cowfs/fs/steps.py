@@ -1,6 +1,6 @@
 """Long computations over whole trees, in slices: a generator yields often, and whoever runs it may do other work between.
 
-One slice is a few milliseconds: at most about a hundred blocks are read between two yields.
+One slice is a few milliseconds: at most about a hundred blocks are read, or as many small things done, between two yields.
 
 Invariant: no block number that was read before a yield is followed after it if the block may have been freed meanwhile. The
 trees of snapshots do not change, and their blocks stay while they are there; so a `Watch` is asked after each yield
@@ -13,14 +13,18 @@ Locking: the core thread only.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
-from typing import TypeVar
+import heapq
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, Final, TypeVar
 
 from cowfs.errors import Busy, NotFound
 from cowfs.ondisk import format as f
 from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Volume
 
+TICKS: Final = 128  # small things done in one slice
+
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]
 
@@ -44,6 +48,7 @@ class Watch:
         self.writable = False  # whether one of them can change
         self._changes = volume.tx.changes if volume.tx is not None else 0
         self._epoch = volume.epoch
+        self._ticks = 0
         for tree in trees:
             self.writable |= tree.writable
             if volume.tx is not None:
@@ -79,3 +84,23 @@ class Watch:
         """Lets others run, then checks. Raises Busy."""
         yield
         self.check()
+
+    def tick(self) -> Steps[None]:
+        """Called for each small thing done; each time that there were many, lets others run. Raises Busy."""
+        self._ticks += 1
+        if self._ticks % TICKS == 0:
+            yield from self.pause()
+
+
+def sort(items: list[Item], key: Callable[[Item], Any], watch: Watch) -> Steps[list[Item]]:
+    """The items sorted; the list that is given is consumed."""
+    runs = []
+    while items:
+        runs.append(sorted(items[-TICKS:], key=key))
+        del items[-TICKS:]
+        yield from watch.pause()
+    merged = []
+    for item in heapq.merge(*runs, key=key):
+        merged.append(item)
+        yield from watch.tick()
+    return merged

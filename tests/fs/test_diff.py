@@ -11,7 +11,7 @@ import pytest
 from history import CALLER, NAMES, ROOT, History, write_back
 from support import MIB
 
-from cowfs.errors import Busy, InvalidArgument, NotFound
+from cowfs.errors import Busy, Corrupt, InvalidArgument, NotFound
 from cowfs.fs import RENAME_EXCHANGE, Filesystem
 from cowfs.fs.diff import Change, ChangeKind, diff, diff_steps
 from cowfs.fs.snapshot import SnapshotInfo
@@ -729,3 +729,49 @@ def test_a_file_far_from_its_directory_costs_a_search() -> None:
     cost, changes = blocks_read(volume, volume.forest.open(one.place), volume.forest.open(two.place))
     assert changes == 1
     assert leaves // 2 < cost < 2 * leaves
+
+
+# --- damage ---
+
+
+def test_a_file_without_a_name_is_damage(pair: Pair) -> None:
+    """A link count without an entry: said, not passed over; in the newer tree and in the older one."""
+    ino = pair.file(b"file")
+    pair.file(b"other")
+    write_back(pair.live.volume)
+    volume = pair.live.volume
+    one = pair.history.snapshot()
+    inode = pair.live.inode(ROOT)
+    with volume.operation():
+        root = pair.live.inodes.make_writable(inode)
+        entry = pair.live.directories.open(inode).find(b"file")
+        pair.live.directories.remove(inode, root, entry)
+    pair.live.setattr(ino, mode=0o600)
+    write_back(volume)
+    for trees in ((pair.history.tree(one), volume.live), (volume.live, pair.history.tree(one))):
+        with pytest.raises(Corrupt):
+            diff(volume, *trees)
+    with volume.operation():
+        root = pair.live.inodes.make_writable(inode)
+        pair.live.directories.add(inode, root, b"file", ino)
+
+
+def test_directories_that_lead_to_each_other_are_damage(pair: Pair) -> None:
+    """'..' in a circle, or to a directory that has no such entry."""
+    one, two = pair.directory(b"one"), pair.directory(b"two")
+    pair.snapshot()
+    volume = pair.live.volume
+    inode = pair.live.inode(one)
+
+    def lead(parent: int) -> None:
+        with volume.operation():
+            pair.live.directories.replace(inode, pair.live.inodes.make_writable(inode), 1, parent)
+
+    pair.file(b"one/file")
+    assert pair.info is not None
+    for parent in (one, two, pair.ino(b"one/file")):
+        lead(parent)
+        write_back(volume)
+        with pytest.raises(Corrupt):
+            diff(volume, pair.history.tree(pair.info), volume.live)
+    lead(ROOT)
