@@ -57,6 +57,7 @@ for _command in (
     snapshot.snapshot,
     snapshot.rollback,
     snapshot.df,
+    snapshot.diff,
 ):
     program.add_command(_command)
 

@@ -119,6 +119,33 @@ def _wait_for_reclaim(target: str) -> None:
 
 @click.command()
 @_TARGET
+@click.argument("old", metavar="SNAPSHOT")
+@click.argument("new", metavar="[SNAPSHOT]", required=False)
+@click.option("--path", metavar="PATH", help="Only what is at or below it.")
+@click.option("-z", "zero", is_flag=True, help="Plain lines that end in a NUL byte, for programs.")
+@_JSON
+def diff(target: str, old: str, new: str | None, path: str | None, zero: bool, as_json: bool) -> None:
+    """Show what changed between two snapshots, or from one to the live tree.
+
+    The cost follows the size of the change: what both share is not looked at.
+    """
+    words = ("diff", old) if new is None else ("diff", old, new)
+    changes = _run(target, words, {} if path is None else {"path": path}, write=False)["changes"]
+    if as_json:
+        show_json(changes)
+        return
+    for change in changes:
+        source = f"{change['old_path']} -> " if change["kind"] == "renamed" else ""
+        what = f" ({', '.join(change['fields'])})" if change.get("fields") else ""
+        line = f"{change['kind']:<8}  {source}{change['path']}{what}"
+        if zero:
+            click.echo(line.encode("utf-8", "surrogateescape") + b"\0", nl=False)
+        else:
+            click.echo(printable(line))
+
+
+@click.command()
+@_TARGET
 @_JSON
 def df(target: str, as_json: bool) -> None:
     """Show what each tree takes, to the block: the live one, and every snapshot and clone.

@@ -7,9 +7,14 @@ import time
 from cowfs.control.host import Host
 from cowfs.control.specification import Arguments, Specification
 from cowfs.control.wire import Reply
+from cowfs.errors import Busy
 from cowfs.fs import usage
 from cowfs.fs.attributes import NANOSECONDS
+from cowfs.fs.diff import diff_steps
 from cowfs.fs.snapshot import SnapshotInfo
+from cowfs.storage.tree import Tree
+
+COUNT_TURNS_MAX = 8
 
 
 async def _create(arguments: Arguments, host: Host) -> Reply:
@@ -53,6 +58,18 @@ async def _delete(arguments: Arguments, host: Host) -> Reply:
     return {"deleted": [_text(info.name) for info in infos]}
 
 
+async def _diff(arguments: Arguments, host: Host) -> Reply:
+    """What changed between two trees; the newer one is the live tree where only one is named."""
+    old, *rest = arguments.words
+    await host.flush_dirty_pages()
+    await host.commit()
+    volume = host.snapshots.volume
+    trees = [usage.tree_at(volume, host.snapshots.find(name).place) for name in (old, *rest)]
+    newer = trees[1] if rest else volume.live
+    changes = await host.work(diff_steps(volume, trees[0], newer, arguments.text("path") or b""))
+    return {"changes": [change.to_json() for change in changes]}
+
+
 async def _df(arguments: Arguments, host: Host) -> Reply:
     """What each tree takes: all of it, what only it has, and what others share with it. Bytes."""
     await host.flush_dirty_pages()
@@ -63,10 +80,21 @@ async def _df(arguments: Arguments, host: Host) -> Reply:
     trees |= {_text(info.name): usage.tree_at(volume, info.place) for info in infos}
     rows = []
     for name, tree in trees.items():
-        found = await host.work(usage.tree_usage_steps(volume, tree))
+        found = await _usage(host, tree)
         sizes = {key: value * volume.geometry.block_size for key, value in found._asdict().items()}
         rows.append({"name": name, "live": tree is volume.live, **sizes})
     return {"trees": rows}
+
+
+async def _usage(host: Host, tree: Tree) -> usage.Usage:
+    """What one tree takes. Raises Busy where it changed under the count again and again."""
+    volume = host.snapshots.volume
+    for _ in range(COUNT_TURNS_MAX):
+        try:
+            return await host.work(usage.tree_usage_steps(volume, tree))
+        except Busy:
+            await host.commit()
+    raise Busy("the volume changes faster than it can be counted; try again")
 
 
 async def _protect(arguments: Arguments, host: Host) -> Reply:
@@ -100,6 +128,7 @@ COMMANDS: dict[str, Specification] = {
     "snapshot rename": Specification(_rename, 2, 2),
     "snapshot delete": Specification(_delete, 1, None, frozenset({"dry-run", "wait"})),
     "df": Specification(_df),
+    "diff": Specification(_diff, 1, 2, frozenset({"path"})),
     "snapshot protect": Specification(_protect, 1, 1),
     "snapshot unprotect": Specification(_unprotect, 1, 1),
     "rollback": Specification(_rollback, 1, 1, frozenset({"discard"})),

@@ -8,6 +8,7 @@ One process serves one mount (pyfuse3 knows only one session).
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -41,6 +42,7 @@ WORKERS_MAX = 256
 a receive buffer of up to 1 MiB."""
 READ_AHEAD_KILOBYTES = 1024
 RECLAIM_POLL_SECONDS = 0.05
+COLLECTOR_THRESHOLDS = (50_000, 50, 1_000)
 SWITCH_INTERVAL_SECONDS = 0.0005
 """How soon the trio thread gets the interpreter back while a commit is being written out by another thread."""
 
@@ -243,6 +245,7 @@ def serve(
         _mount(server.operations, mountpoint, words)
         try:
             loop.install()
+            _calm_collector()
             trio.run(server.run)
         finally:
             pyfuse3.close()
@@ -251,6 +254,13 @@ def serve(
         _settle(volume, server)
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _calm_collector() -> None:
+    """What is there stays, and garbage in cycles is rare here: a full collection would only make requests wait."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
 
 
 def _settle(volume: Volume, server: Server | None) -> None:

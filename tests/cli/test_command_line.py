@@ -30,7 +30,20 @@ from cowfs.storage.device import FileDevice
 from cowfs.storage.mkvolume import make_volume
 from cowfs.storage.volume import Volume
 
-COMMANDS = ("check", "crashtest", "df", "dump", "info", "mount", "rollback", "scrub", "snapshot", "sync", "umount")
+COMMANDS = (
+    "check",
+    "crashtest",
+    "df",
+    "diff",
+    "dump",
+    "info",
+    "mount",
+    "rollback",
+    "scrub",
+    "snapshot",
+    "sync",
+    "umount",
+)
 UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
 
 Outcome = tuple[int, str, str]

@@ -223,3 +223,32 @@ def test_what_deleting_a_set_frees_is_said_before(place: Place) -> None:
     after = json.loads(out("info", place.image, "--json"))["free"]
     assert 0 <= said - (after - before) <= 16 * 4096, "but for blocks of the volume's own trees"
     assert place.check()
+
+
+def test_what_changed_is_told(mounted: Place) -> None:
+    root = mounted.mountpoint
+    for name in ("same", "changed", "removed", "moved"):
+        (root / name).write_text(name)
+    mounted.command("snapshot create a")
+    (root / "changed").write_text("something else")
+    (root / "removed").unlink()
+    (root / "moved").rename(root / "there")
+    (root / "added").mkdir()
+    (root / "same").chmod(0o600)
+    wanted = {
+        "added     added",
+        "metadata  same (mode)",
+        "removed   removed",
+        "renamed   moved -> there",
+    }
+    now = out("diff", root, "a").splitlines()
+    assert wanted <= set(now)
+    assert [line for line in now if line not in wanted and "changed" not in line] == []
+    mounted.command("snapshot create b")
+    assert out("diff", root, "a", "b").splitlines() == now
+    assert out("diff", root, "b") == ""
+    kinds = {change["path"]: change["kind"] for change in json.loads(out("diff", root, "a", "b", "--json"))}
+    assert kinds["changed"] == "modified"
+    assert out("diff", root, "a", "--path", "added", "-z") == "added     added\0"
+    rows = json.loads(out("df", root, "--json"))
+    assert [row["name"] for row in rows] == ["", "a", "b"]
