@@ -40,7 +40,8 @@ from cowfs.storage.tree import LIVE_TREE, Tree
 
 MARGIN_MIN: Final = 12  # blocks that one tier leaves to the next: the tree copies of one operation
 MARGIN_MAX: Final = 48
-TREE_COPIES_MAX: Final = 96  # an estimate above this is for data as well
+TREE_COPIES_MAX: Final = 3  # margins; an estimate above this is for data as well
+HOOK_BLOCKS: Final = 16  # what one hook of `before_seal` may allocate at most
 WANTS_COMMIT_BYTES: Final = 16 << 20  # dirty metadata after which a commit should begin
 MUST_WAIT_BYTES: Final = 48 << 20  # dirty metadata after which writers should wait for it
 FREED_RUN_BYTES: Final = 128  # what remembering a run of freed blocks takes, about
@@ -67,7 +68,7 @@ class Volume:
         self.read_only_reason = read_only_reason
         self.latched = False
         self.inline_commits = True
-        self.before_seal: list[Callable[[], None]] = []
+        self.before_seal: list[Callable[[], None]] = []  # each may allocate HOOK_BLOCKS
         self.newest_slot = slot.number
         self.serial = slot.serial
         self.slots_agree = False
@@ -182,8 +183,14 @@ class Volume:
         self.reclaim = ReclaimQueue(self.reclaim_tree, extension.reclaim_count)
         self.tx = Transaction(store, self.spacemap, self.reclaim, zero)
         self.tx.on_leak = self.notes.append
+        for tree in (self.snapshots, self.snapshot_index, self.reclaim_tree, self.settings):
+            tree.on_write = self._count_change
         table = SnapshotTable(self.snapshots, self.snapshot_index, extension.snapshot_count)
         self.forest = Forest(self, table)
+
+    def _count_change(self) -> None:
+        assert self.tx is not None
+        self.tx.changes += 1
 
     # --- state ---
 
@@ -294,9 +301,10 @@ class Volume:
 
     @property
     def _available(self) -> int:
-        """Blocks that can be given out now and are not spoken for by dirty pages that no reserve is for."""
+        """Blocks that can be given out now, without those that the next seal may take and no floor is for."""
         assert self.spacemap is not None
-        return self.spacemap.available - self._unplaced - self.forest.store_cost
+        at_seal = self.forest.store_cost + len(self.before_seal) * HOOK_BLOCKS
+        return self.spacemap.available - self._unplaced - at_seal
 
     @property
     def _unplaced(self) -> int:
@@ -315,7 +323,7 @@ class Volume:
         if self.inline_commits and self.must_wait and not self._in_flight:
             self.commit()
             self._changes_before = self.tx.changes
-        if tier is not Tier.WRITE and blocks <= TREE_COPIES_MAX:
+        if tier is not Tier.WRITE and blocks <= TREE_COPIES_MAX * self.margin:
             blocks = min(blocks, self.margin)
         while self._available < self._floor(tier) + blocks:
             if self._bring_forward():
