@@ -269,7 +269,7 @@ class InodeTable:
         """
         token = inode.token
         if token is None or inode.epoch != self._trees.epoch:
-            self._writable_leaf((inode.number - 1) // self._per_leaf)
+            self._trees.prepare_leaf(self.tree.writable_inodes(), (inode.number - 1) // self._per_leaf)
             inode.epoch = self._trees.epoch
             token = inode.token = self._trees.token(inode.root)
             self._dirty[inode.number] = inode

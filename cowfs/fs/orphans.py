@@ -29,6 +29,7 @@ class OrphanList:
 
     def __init__(self, volume: Volume, inodes: InodeTable) -> None:
         self._trees = volume.trees
+        self._tx = volume.tx
         self._order = volume.geometry.order
         self._per_block = volume.geometry.block_size // f.ORPHAN_ENTRY_SIZE
         self._inodes = inodes
@@ -91,6 +92,8 @@ class OrphanList:
                 self._trees.write(root, block * block_size, pointers_to(entries, self._order))
 
     def _change(self, place: int) -> None:
+        assert self._tx is not None
+        self._tx.changes += 1
         self._changed.add(place // self._per_block)
         if len(self._changed) > CHANGED_BLOCKS_MAX:
             self.write_back()

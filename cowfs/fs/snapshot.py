@@ -176,8 +176,8 @@ class Snapshots:
             self.volume.admit(TREE_COST, Tier.SYSTEM)
             self._write_back()
             saved = self.volume.forest.roll_back(target.place, save_as=save_as, created=max(self._clock(), 0))
-        self.live.detach()
-        self.live = Filesystem(self.volume, clock=self._clock, atime=self._atime)
+            self.live.detach()
+            self.live = Filesystem(self.volume, clock=self._clock, atime=self._atime)
         return None if saved is None or save_as is None else self.find(save_as)
 
     def close(self) -> None:

@@ -173,6 +173,13 @@ class BlockTrees:
 
     def writable_leaf(self, writable: WritableRoot, index: int) -> bytearray:
         """The buffer of metadata leaf `index`, to be changed in place until the next commit, snapshot or clone."""
+        leaf = self.prepare_leaf(writable, index)
+        assert self._tx is not None
+        self._tx.changes += 1  # whoever asks changes it, also where no block had to be copied for that
+        return leaf
+
+    def prepare_leaf(self, writable: WritableRoot, index: int) -> bytearray:
+        """The same, for who does not change it yet: failing after this is no failure in the middle of a change."""
         root, tx = self._open(writable)
         self._reach(root, tx, index + 1)
         return self._descend(root, tx, index, 0)

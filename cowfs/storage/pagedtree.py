@@ -57,6 +57,7 @@ class PagedTree:
         self._node_max = max(16, NODE_CACHE_BYTES // self.page_size)
         self._zeros = bytes(self.page_size)
         self.evictable: Callable[[int], bool] | None = None  # asked before a clean page leaves memory
+        self.on_write: Callable[[], None] = lambda: None  # told of each change by `write`
         if self.levels > f.SYSTEM_LEVEL_MAX:
             raise Corrupt(f"{name} tree: levels", wanted=f"<= {f.SYSTEM_LEVEL_MAX}", found=self.levels)
         if self.size > f.POINTER_COUNT * self.fanout**self.levels * self.page_size:
@@ -112,7 +113,9 @@ class PagedTree:
         while view:
             index, at = divmod(offset, self.page_size)
             take = min(len(view), self.page_size - at)
-            self.page_for_write(index)[at : at + take] = view[:take]
+            page = self.page_for_write(index)
+            self.on_write()
+            page[at : at + take] = view[:take]
             view = view[take:]
             offset += take
 

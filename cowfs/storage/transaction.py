@@ -99,19 +99,20 @@ class Transaction:
         runs = []
         while count > 0:
             start, length = self.spacemap.allocate_data(count, near)
+            self.changes += 1
             runs.append((start, length))
             near = start + length - 1
             count -= length
-        self.changes += 1
         return runs
 
     # --- references ---
 
     def add_parents(self, blocks: list[Child]) -> None:
         """Each block gains a parent. Refused as a whole, before anything changes, if one count would overflow (I8)."""
-        for block, count in self._gains(blocks).items():
-            self.spacemap.set_extra_parents(block, count)
+        gains = self._gains(blocks)
         self.changes += 1
+        for block, count in gains.items():
+            self.spacemap.set_extra_parents(block, count)
 
     def _gains(self, blocks: list[Child]) -> dict[int, int]:
         """The count that each block has when it has gained a parent. Raises TooManyLinks."""
