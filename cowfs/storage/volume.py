@@ -469,6 +469,8 @@ def _choose(device: Device, slots: SlotSet, wanted: int | None, notes: list[str]
         if wanted not in slots.slots:
             raise Corrupt(f"{device.name}: superblock slot {wanted} is not valid")
         return slots.slots[wanted], ""
+    if len({slot.superblock.volume_id for slot in slots.slots.values()}) > 1:
+        raise Corrupt(f"{device.name}: the two superblock slots belong to different volumes; choose one")
     unreadable = f"a newer state may be there that cannot be read ({slots.unreadable})" if slots.unreadable else ""
     newest = slots.newest
     try:

@@ -347,6 +347,21 @@ def test_the_older_state_can_be_insisted_on() -> None:
     check_image(device)
 
 
+def test_slots_of_two_volumes() -> None:
+    """A part of an image copied over another: only a person can say which one it is to be."""
+    device, shape = device_of(), geometry()
+
+    def edit(superblock: f.Superblock, extension: f.Extension) -> None:
+        superblock.volume_id = b"another volume's"
+
+    edit_slot(device, shape, 2, edit)
+    before = device.image()
+    with pytest.raises(Corrupt, match="belong to different volumes"):
+        Volume.open(device)
+    assert device.image() == before
+    assert Volume.open(device, read_only=True, superblock=2).superblock.volume_id == b"another volume's"
+
+
 def test_at_equal_serials_slot_1_counts() -> None:
     device, shape = device_of(), geometry()
 
