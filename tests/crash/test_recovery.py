@@ -48,7 +48,7 @@ def test_orphans_are_released_and_their_space_is_back() -> None:
 
 def test_an_orphan_that_cannot_be_released_for_want_of_space_waits() -> None:
     """Every image of a volume without a free block for ordinary writes can be opened, and its orphans go."""
-    device = RecordingDevice(image_after(BASE, 512, 90))
+    device = RecordingDevice(image_after(BASE, 512, 120))
     run = ScriptRun(device)
     run.run("hold /A/foo; unlink /A/foo; sync; create /full")
     while not run.refused:
