@@ -43,8 +43,8 @@ COLD = "; remount; ".join(
 )
 """Another process after each change: everything is read from the device."""
 
-FEW = Thoroughness(exhaustive_max=1, samples=1, near_misses=1, tears=1)
-STEPS_AFTER = 6
+FEW = Thoroughness(exhaustive_max=1, samples=1, near_misses=1, tears=1, second_chances=0.2)
+STEPS_AFTER = 4
 """Steps that are still tried after the fault."""
 REFUSALS = (errno.EROFS, errno.ENOENT, errno.EEXIST, errno.ENODATA)
 """How steps end that follow a failed one: the volume is read-only, or what they need was not made."""
