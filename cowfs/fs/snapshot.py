@@ -115,7 +115,7 @@ class Snapshots:
         self._check(name, description)
         origin = None if source is None else self.find(source)
         with self.volume.operation():
-            self.volume.admit(TREE_COST)
+            self.volume.admit(self.volume.forest.take_cost)
             self._write_back()
             place, record = self.volume.forest.take(
                 name,
@@ -149,7 +149,7 @@ class Snapshots:
         if name == new_name:
             return info
         with self.volume.operation():
-            self.volume.admit(TREE_COST)
+            self.volume.admit(self.volume.forest.take_cost)
             self._table.rename(info.place, new_name)
             self._changed()
         return self.find(new_name)
@@ -173,7 +173,7 @@ class Snapshots:
         target = self.find(name)
         save_as = None if discard else self._name_for_the_present()
         with self.volume.operation():
-            self.volume.admit(TREE_COST, Tier.SYSTEM)
+            self.volume.admit(self.volume.forest.take_cost, Tier.SYSTEM)
             self._write_back()
             saved = self.volume.forest.roll_back(target.place, save_as=save_as, created=max(self._clock(), 0))
             self.live.detach()
