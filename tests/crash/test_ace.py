@@ -31,9 +31,16 @@ SEEDED_WITH_TREES = 50
 THOROUGH = Thoroughness(near_misses=12, tears=1)
 
 
-def run(scripts: Iterable[str], base: str, thoroughness: Thoroughness, judge: Judge, limit: int = 1 << 30) -> int:
+def run(
+    scripts: Iterable[str],
+    base: str,
+    thoroughness: Thoroughness,
+    judge: Judge,
+    limit: int = 1 << 30,
+    block_size: int = 512,
+) -> int:
     """Runs scripts until so many have made sense; how many did."""
-    image = image_after(base)
+    image = image_after(base, block_size)
     done = 0
     for script in scripts:
         done += crash_test(script, image, judge, seed=done, thoroughness=thoroughness)
@@ -49,6 +56,13 @@ def test_all_sequences_of_one_operation() -> None:
 
 def test_all_sequences_of_one_operation_with_snapshots() -> None:
     assert run(ace_1(TREES_OPERATIONS), TREES_BASE, QUICK, Judge(recovery_share=2)) > 30
+
+
+@pytest.mark.parametrize("block_size", [1024, 4096])
+def test_operations_with_larger_blocks(block_size: int) -> None:
+    """There a block can be torn."""
+    scripts = list(ace_1(ACE_OPERATIONS[block_size // 1024 :: 7]))
+    assert run(scripts, ACE_BASE, QUICK, Judge(recovery_share=2), block_size=block_size) > 9
 
 
 def test_seeded_sequences_of_two_and_three() -> None:

@@ -243,6 +243,8 @@ WEIGHTS = {
     "remount": 1,
 }
 TREES_MAX = 3
+NEED_FILES = frozenset({"unlink", "write", "append", "truncate", "link", "rename", "exchange", "hold", "removexattr"})
+BLOCK_COUNTS = (60, 72, 90, 128, 256, 1100)
 NEVER_MEANWHILE = frozenset({"sync", "commit", "seal", "publish", "reclaim", "die", "kill", "remount"})
 """Steps that one commit cannot have in its middle."""
 
@@ -265,6 +267,8 @@ class RandomSteps:
         self.look()
         self.run.device.paused = False
         (word,) = self.rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
+        if len(self.files) < 2 and word in NEED_FILES:
+            word = "create"
         meanwhile = word not in NEVER_MEANWHILE and self.rng.random() < 0.2
         return ("during " if meanwhile else "") + self.words(word)
 
@@ -363,7 +367,10 @@ class LongRun:
         self.rng = random.Random(f"long {seed}")
         self.judge = judge
         self.thoroughness = thoroughness
-        self.image = empty_image(self.rng.choice((512, 512, 512, 1024)), self.rng.choice((60, 72, 90, 128, 256, 1100)))
+        block_size = self.rng.choice((512, 512, 512, 1024, 4096))
+        self.image = empty_image(
+            block_size, self.rng.choice((72, 90, 110, 160) if block_size == 4096 else BLOCK_COUNTS)
+        )
         self.inherited: list[TreeState] = []
         self.performed: Counter[str] = Counter()
         self.refused: Counter[int] = Counter()
