@@ -10,12 +10,14 @@ from workloads import BLOCKS, QUICK, empty_image, image_after, record
 from cowfs.check import check_device
 from cowfs.check.crashdevice import RecordingDevice, Thoroughness, crash_images, cuts, medium
 from cowfs.check.crashscript import START, ScriptRun
-from cowfs.check.crashtest import Judge, read_image, read_trees, verify
+from cowfs.check.crashtest import Judge, Opened, WatchedVolume, read_image, read_trees, verify
 from cowfs.errors import NotAVolume
-from cowfs.fs import Filesystem
+from cowfs.fs import Caller, Filesystem
 from cowfs.fs.snapshot import Snapshots
+from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage.mkvolume import make_volume
+from cowfs.storage.superblock import read_slots
 from cowfs.storage.volume import Volume
 
 BASE = "mkdir /A; create /A/foo; write /A/foo 0 12000; setxattr /A/foo user.x 900; create /A/bar; write /A/bar 0 900"
@@ -140,3 +142,24 @@ def test_an_interrupted_format_leaves_one_volume_or_none() -> None:
 
 def tree_of(image: bytes) -> object:
     return read_image(RecordingDevice(image))
+
+
+@pytest.mark.parametrize("end", ["sync", "commit"])
+def test_going_back_to_the_other_slot(end: str) -> None:
+    """Until the opening has committed a power cut leads to the newest state; then to the one that was gone back to."""
+    image = record(f"append /A/bar 100; commit; unlink /A/foo; create /A/late; {end}", image_after(BASE)).image()
+    newest = read_slots(RecordingDevice(image)).newest.number
+    wanted = read_trees(Snapshots(Volume.open(RecordingDevice(image), read_only=True, superblock=3 - newest)))
+    assert wanted != read_image(RecordingDevice(image))
+    device = RecordingDevice(image)
+    volume = WatchedVolume.open(device, superblock=3 - newest)
+    assert isinstance(volume, WatchedVolume)
+    device.mark(Opened(wanted))
+    trees = Snapshots(volume)
+    assert read_trees(trees) == wanted
+    volume.observe = lambda: read_trees(trees)
+    for name in (b"one", b"two", b"three"):
+        ino = trees.live.create(f.ROOT_INODE, name, 0o644, Caller()).ino
+        trees.live.write(ino, 0, name * 3000)
+        trees.live.sync()
+    verify(device, Judge(), thoroughness=QUICK, inherited=[wanted])
