@@ -19,6 +19,8 @@ Severity = Literal["error", "note"]
 
 LISTED_MAX: Final = 1000
 """Problems of one kind that a report lists; more are only counted."""
+SHOWN_MAX: Final = 20
+"""Problems of one kind that the text of a report shows; its JSON has all that are listed."""
 EXIT_CLEAN: Final = 0
 EXIT_CORRECTED: Final = 1
 EXIT_ERRORS: Final = 4
@@ -269,11 +271,16 @@ class Report:
 
     def to_text(self) -> list[str]:
         """The report for people: notes, problems, then one line that sums up."""
-        lines = [f"note {note.to_text()}" for note in self.notes]
-        lines += [problem.to_text() for problem in self.problems]
+        lines = []
+        shown: dict[int, int] = {}
+        for problem in [*self.notes, *self.problems]:
+            number = problem.kind.number
+            shown[number] = shown.get(number, 0) + 1
+            if shown[number] <= SHOWN_MAX:
+                lines.append(("note " if problem.kind.severity == "note" else "") + problem.to_text())
         for number, total in sorted(self.totals.items()):
-            if total > self.listed_max:
-                lines.append(f"{number} {KINDS[number].name}: {total - self.listed_max} more")
+            if total > SHOWN_MAX:
+                lines.append(f"{number} {KINDS[number].name}: {total - SHOWN_MAX} more")
         c = self.counts
         verdict = "clean" if self.clean else f"{self.error_count} problem" + "s" * (self.error_count != 1)
         state = f"slot {self.slot}, commit {self.serial}" if self.slot else "no state"

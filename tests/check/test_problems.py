@@ -12,7 +12,7 @@ from damage_sample import sample
 from cowfs.check import KINDS, Report, check_device, check_image
 from cowfs.check import check as check_module
 from cowfs.check import problem as p
-from cowfs.check.problem import LISTED_MAX
+from cowfs.check.problem import LISTED_MAX, SHOWN_MAX
 from cowfs.errors import Corrupt, DeviceError, InvalidArgument
 from cowfs.ondisk import format as f
 from cowfs.storage.device import MemoryDevice
@@ -235,7 +235,8 @@ def test_a_report_lists_a_bounded_number_of_problems() -> None:
         report.add(p.CHECKSUM, "wrong", block=block)
     assert len(report.problems) == LISTED_MAX
     assert report.error_count == LISTED_MAX + 5
-    assert "210 checksum: 5 more" in report.to_text()
+    assert f"210 checksum: {LISTED_MAX + 5 - SHOWN_MAX} more" in report.to_text()
+    assert len(report.to_text()) == SHOWN_MAX + 2
 
 
 def test_problems_name_their_place() -> None:
