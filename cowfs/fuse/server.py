@@ -118,7 +118,7 @@ class Server:
     async def reclaimed(self) -> None:
         """Waits for the reclaim in the background."""
         volume = self.filesystem.volume
-        while volume.reclaim.count and not volume.read_only:
+        while volume.reclaim.ready and not volume.read_only:
             self.commits.start_reclaim()
             await trio.sleep(RECLAIM_POLL_SECONDS)
 

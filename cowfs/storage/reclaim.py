@@ -20,8 +20,14 @@ class ReclaimQueue:
     def __init__(self, tree: PagedTree, count: int) -> None:
         self.tree = tree
         self.count = count
+        self._postponed = 0  # the lowest entries, which the device could not read in this session
         if count * f.ReclaimEntry.SIZE > tree.size:
             raise Corrupt("reclaim queue", wanted=f"at most {tree.size} bytes", found=f"{count} entries")
+
+    @property
+    def ready(self) -> int:
+        """Entries that can be worked off now."""
+        return self.count - self._postponed
 
     def push(self, block: int, kind: int, level: int) -> None:
         """Queues a subtree, with the one reference that its parent held."""
@@ -30,8 +36,8 @@ class ReclaimQueue:
         self.count += 1
 
     def pop(self) -> f.ReclaimEntry | None:
-        """The entry queued last, None if there is none. Raises Corrupt for an impossible one."""
-        if self.count == 0:
+        """The entry queued last, None if none is ready. Raises Corrupt for an impossible one."""
+        if not self.ready:
             return None
         size = f.ReclaimEntry.SIZE
         entry = f.ReclaimEntry.unpack(self.tree.read((self.count - 1) * size, size))
@@ -40,3 +46,12 @@ class ReclaimQueue:
         self.tree.write((self.count - 1) * size, bytes(size))
         self.count -= 1
         return entry
+
+    def postpone(self, entry: f.ReclaimEntry) -> None:
+        """Puts an entry back, to be tried again when the volume is next opened."""
+        size = f.ReclaimEntry.SIZE
+        place = self._postponed * size
+        self.tree.write(self.count * size, self.tree.read(place, size) if self.ready else bytes(size))
+        self.tree.write(place, entry.pack())
+        self.count += 1
+        self._postponed += 1

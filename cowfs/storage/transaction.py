@@ -182,8 +182,9 @@ class Transaction:
     def reclaim_one(self) -> int:
         """Works off one entry of the reclaim queue; returns the number of blocks looked at, 0 if it was empty.
 
-        A block that cannot be read, or points where nothing can be, is left allocated with all below it: space is lost
-        (`on_leak` is told), nothing else; `check` finds it.
+        A block that the device cannot read waits for the next session. One with a wrong checksum, or that points where
+        nothing can be, is left allocated with all below it: space is lost, nothing else; `check` finds it. `on_leak` is
+        told of both.
         """
         entry = self.reclaim.pop()
         if entry is None:
@@ -196,7 +197,11 @@ class Transaction:
             return 1
         try:
             found = children(self.store, self.zero_blocks, self.store.read(block), kind, level)
-        except (Corrupt, DeviceError) as error:
+        except DeviceError as error:
+            self.reclaim.postpone(entry)
+            self.on_leak(f"blocks that were freed stay allocated until the volume is next opened: {error}")
+            return 1
+        except Corrupt as error:
             self.on_leak(f"blocks that were freed stay allocated: {error}")
             return 1
         count = self._drop_all(found, kind, level)

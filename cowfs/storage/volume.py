@@ -328,7 +328,7 @@ class Volume:
         while self._available < self._floor(tier) + blocks:
             if self._bring_forward():
                 continue
-            if not self.reclaim.count:
+            if not self.reclaim.ready:
                 raise NoSpace
             if not self.inline_commits:
                 raise SpaceShort
@@ -349,20 +349,20 @@ class Volume:
         return True
 
     def reclaim_slice(self, blocks: int = 4096) -> bool:
-        """Drops up to about `blocks` blocks of the reclaim queue; True while more waits.
+        """Drops up to about `blocks` blocks of the reclaim queue; True while more can be done.
 
         Raises SpaceShort where a commit has to come first (only with `inline_commits` off).
         """
         if self.tx is None or self.read_only:
             return False
-        while blocks > 0 and self.reclaim.count:
+        while blocks > 0 and self.reclaim.ready:
             # One entry makes at most a block's worth of new ones, four pages. With nothing to bring forward it is the
             # margin that pays for them.
             if self._available < self._floor(Tier.SYSTEM) + self.margin:
                 self._bring_forward()
             with self.operation():
                 blocks -= self.tx.reclaim_one()
-        return self.reclaim.count > 0
+        return self.reclaim.ready > 0
 
     def free_blocks_for_statfs(self) -> tuple[int, int]:
         """(free now or after the next commits, thereof what ordinary writes may use)."""
