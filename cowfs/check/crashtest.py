@@ -370,6 +370,7 @@ class _Allowed:
                 self.sealed = {}
             case Sealed(serial, None) if self.found is None:
                 self.opening = serial
+                self.by_serial.pop(serial, None)  # a commit that failed may have had the same
             case Sealed(serial, tree):
                 state = tree or self.found
                 assert state is not None
