@@ -146,7 +146,7 @@ def _check_records(report: p.Report, state: State) -> None:
     for name in ("iclaim", "iextra"):
         if getattr(superblock, name).size:
             report.add(p.RECORD_FIELD, f"{name} is not empty")
-    for name in ("spare_0b4", "spare_0b8", "spare_0c0"):
+    for name in ("spare_0bc", "spare_0c0"):
         if getattr(extension, name):
             report.add(p.EXTENSION_FIELD, f"{name} is not 0")
     for name in ("generation", "snapshot_id"):

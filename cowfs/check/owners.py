@@ -140,7 +140,10 @@ class OwnerSearch:
         """(name, place in the snapshot table, id) of all trees, the live one first."""
         yield None, -1, LIVE_TREE
         try:
-            places = [(name_of(record), place, record.id) for place, record in self._volume.forest.table]
+            table = self._volume.forest.table
+            places = [
+                (name_of(record), place, record.id) for place, record in table if not record.flags & f.SNAPSHOT_INTERNAL
+            ]
         except CowfsError:
             return
         yield from places

@@ -142,6 +142,8 @@ SNAPSHOT_DUPLICATE: Final = _error(606, "snapshot-duplicate", "two snapshots hav
 NOT_CHECKED: Final = _error(607, "not-checked", "sharing is so tangled that a tree was not looked through to its end")
 SNAPSHOT_INDEX: Final = _error(609, "snapshot-index", "the index does not lead to all snapshots, or leads elsewhere")
 SETTINGS_CONTENTS: Final = _error(610, "settings", "the settings are malformed")
+PINS: Final = _error(611, "pins", "the chain of pins does not lead to all of them, or leads elsewhere")
+PINS_LEFT: Final = _note(612, "pins-left", "trees are kept for computations that were broken off")
 SNAPSHOTS_NOT_CHECKED: Final = _note(608, "snapshots-not-checked", "names in some snapshots were not looked through")
 
 

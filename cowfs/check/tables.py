@@ -12,7 +12,8 @@ from cowfs.check.trees import FileTree
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
 
-KNOWN_FLAGS = f.SNAPSHOT_WRITABLE | f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PROTECTED
+KNOWN_FLAGS = f.SNAPSHOT_WRITABLE | f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PROTECTED | f.SNAPSHOT_PIN
+PIN_FLAGS = f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PIN
 
 
 def snapshot_records(reader: BlockReader, root: f.RootNode) -> Iterator[tuple[int, f.SnapshotRecord]]:
@@ -35,6 +36,7 @@ def check_snapshots(reader: BlockReader, report: p.Report, extension: f.Extensio
     ids: set[int] = set()
     names: set[bytes] = set()
     indexed: dict[int, int] = {}  # by place plus 1, the hash of the name
+    pins: dict[int, int] = {}  # by place plus 1, what follows in the chain
     for place, record in snapshot_records(reader, extension.snapshots):
         failure = _record_failure(record, extension)
         if failure:
@@ -46,11 +48,30 @@ def check_snapshots(reader: BlockReader, report: p.Report, extension: f.Extensio
         if not record.flags & f.SNAPSHOT_INTERNAL:
             names.add(name)
             indexed[place + 1] = crc32c(name)
+        if record.flags & f.SNAPSHOT_PIN:
+            pins[place + 1] = record.next_pin
         trees.append(FileTree(record.id, record.inode, record.longfile, record.num_inodes, record.free_inodes))
     if len(trees) != extension.snapshot_count:
         report.add(p.SNAPSHOT_COUNT, f"{len(trees)} counted, {extension.snapshot_count} found")
+    _check_pins(report, extension, pins)
     _check_index(reader, report, extension.snapshot_index, indexed)
     return trees
+
+
+def _check_pins(report: p.Report, extension: f.Extension, pins: dict[int, int]) -> None:
+    """The chain leads to each pin once and ends."""
+    if pins:
+        report.add(p.PINS_LEFT, f"{len(pins)}")
+    if extension.pin_count != len(pins):
+        report.add(p.PINS, f"{len(pins)} counted, {extension.pin_count} found")
+    following = extension.first_pin
+    while following:
+        if following not in pins:
+            report.add(p.PINS, f"place {following - 1} has no pin, or one that was there before")
+            return
+        following = pins.pop(following)
+    if pins:
+        report.add(p.PINS, f"{len(pins)} are not in it")
 
 
 def _check_index(reader: BlockReader, report: p.Report, root: f.RootNode, indexed: dict[int, int]) -> None:
@@ -99,6 +120,10 @@ def _record_failure(record: f.SnapshotRecord, extension: f.Extension) -> str:
         return f"id {record.id}, but the next one is {extension.snapshot_id}"
     if record.flags & ~KNOWN_FLAGS:
         return f"unknown flags {record.flags:#x}"
+    if record.flags & f.SNAPSHOT_PIN and record.flags != PIN_FLAGS:
+        return f"a pin with flags {record.flags:#x}"
+    if record.next_pin and not record.flags & f.SNAPSHOT_PIN:
+        return f"no pin, but pin {record.next_pin} follows"
     least = 0 if record.flags & f.SNAPSHOT_INTERNAL else 1
     if not least <= record.name_length <= f.SNAPSHOT_NAME_MAX or record.description_length > f.SNAPSHOT_DESCRIPTION_MAX:
         return f"a name of {record.name_length} bytes, a description of {record.description_length}"

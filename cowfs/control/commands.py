@@ -67,7 +67,7 @@ def describe(filesystem: Filesystem) -> Reply:
         "available": space.available * space.block_size,
         "inodes": space.files,
         "inodes_free": space.files_free,
-        "snapshots": 0 if volume.foreign else volume.forest.table.count,
+        "snapshots": 0 if volume.foreign else volume.forest.named_count,
         "reclaim": 0 if volume.foreign else volume.reclaim.count,
         "serial": volume.serial,
         "formatted": record.ctime,

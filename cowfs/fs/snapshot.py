@@ -23,6 +23,7 @@ from cowfs.fs.filesystem import Filesystem
 from cowfs.ondisk import format as f
 from cowfs.storage.forest import TREE_COST
 from cowfs.storage.snapshots import SnapshotTable, description_of, name_of, printable
+from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Tier, Volume
 
 OPEN_TREES_MAX: Final = 64  # trees without users that are kept ready
@@ -81,7 +82,7 @@ class Snapshots:
                 yield _info(place, record)
 
     def __len__(self) -> int:
-        return self._table.count
+        return self.volume.forest.named_count
 
     def filesystem(self, info: SnapshotInfo) -> Filesystem:
         """The files of a snapshot or clone. Raises NotFound, Corrupt, DeviceError."""
@@ -165,6 +166,27 @@ class Snapshots:
             self._changed()
         return self.find(name)
 
+    def pin(self, tree: Tree) -> Tree:
+        """Keeps a tree as it is now for one long computation: a tree to read from, with whatever it holds.
+
+        A constant amount of work, which no commit has to follow. Whoever pins calls `unpin`; what a crash leaves is dropped
+        when the volume is next opened for writing. Raises NoSpace, SpaceShort, TooManyLinks, before anything changes.
+        """
+        self.volume.check_writable()
+        with self.volume.operation():
+            self.volume.admit(TREE_COST)
+            self._write_back()
+            return self.volume.forest.pin(tree, max(self._clock(), 0))
+
+    def unpin(self, tree: Tree) -> None:
+        """Lets go of a pinned tree: what only it held is dropped by reclaim. Raises NoSpace, SpaceShort."""
+        if self.volume.read_only:
+            self.volume.forest.forget(tree.id)
+            return
+        with self.volume.operation():
+            self.volume.admit(TREE_COST, Tier.SYSTEM)
+            self.volume.forest.unpin(tree)
+
     def roll_back(self, name: bytes, *, discard: bool = False) -> SnapshotInfo | None:
         """The live tree becomes what a snapshot or clone is. The present is saved first, unless `discard`: its record.
 
@@ -184,6 +206,9 @@ class Snapshots:
         """A clean end: writes back all trees and settles the volume; the device stays open."""
         for filesystem in self._filesystems.values():
             filesystem.finish()
+        self.live.finish()
+        if not self.volume.read_only:
+            self.volume.drop_pins()
         self.live.close()
 
     # --- inside ---

@@ -204,8 +204,9 @@ class Extension(Record):
     reclaim_count: int = at(0x06C, "I", "entries of the reclaim queue")
     label: bytes = at(0x070, "64s", "label, UTF-8, zero padded")
     system_blocks: int = at(0x0B0, "I", "blocks of our own trees and of the bitmap, their indirect blocks included")
-    spare_0b4: int = at(0x0B4, "I", "0")
-    spare_0b8: int = at(0x0B8, "Q", "0")
+    first_pin: int = at(0x0B4, "I", "place of the newest pin in the snapshot table, plus 1; 0: there is none")
+    pin_count: int = at(0x0B8, "I", "pins in the snapshot table")
+    spare_0bc: int = at(0x0BC, "I", "0")
     spare_0c0: int = at(0x0C0, "Q", "0")
     checksums: RootNode = nested(0x0C8, RootNode, "root node of the checksum tree")
     references: RootNode = nested(0x118, RootNode, "root node of the reference counts")
@@ -360,6 +361,7 @@ SETTINGS_LENGTH_MAX: Final = 65_536
 SNAPSHOT_WRITABLE: Final = 0x1
 SNAPSHOT_INTERNAL: Final = 0x2
 SNAPSHOT_PROTECTED: Final = 0x4
+SNAPSHOT_PIN: Final = 0x8
 
 
 @record(1024)
@@ -368,12 +370,12 @@ class SnapshotRecord(Record):
     """One snapshot or clone: of a committed superblock the root nodes and the counters that make a tree."""
 
     id: int = at(0x000, "I", "number, never reused; 0: an empty place of the table")
-    flags: int = at(0x004, "I", "1: writable clone, 2: internal, 4: protected")
+    flags: int = at(0x004, "I", "1: writable clone, 2: internal, 4: protected, 8: pin")
     created: int = at(0x008, "Q", "time of creation, nanoseconds since 1970")
     origin: int = at(0x010, "I", "id of the snapshot that it was made from; 0: the live tree")
     num_inodes: int = at(0x014, "I", "inodes in the inode file")
     free_inodes: int = at(0x018, "I", "how many of them are free")
-    spare: int = at(0x01C, "I", "0")
+    next_pin: int = at(0x01C, "I", "of a pin: place of the next older one, plus 1; 0: there is none")
     serial: int = at(0x020, "Q", "serial of the commit that it was made with")
     spare_028: int = at(0x028, "Q", "0")
     inode: RootNode = nested(0x030, RootNode, "root node of the inode file")

@@ -7,6 +7,8 @@ they are.
 
 Invariants:
 - I6 Taking or exchanging a tree ends the epoch: what was writable may now be shared.
+- I20 A pin, which keeps a tree for one computation, does not outlive its session: opening for writing drops what a crash left,
+  and finds it without looking at other records.
 - I19 The live tree's roots stand in the superblock, a snapshot's in its record; those of an open clone in memory and, from
   each seal on, in its record.
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cowfs.errors import NotFound, NotPermitted
+from cowfs.errors import Corrupt, NotFound, NotPermitted
 from cowfs.ondisk import format as f
 from cowfs.storage.children import Child
 from cowfs.storage.snapshots import SnapshotTable
@@ -26,6 +28,7 @@ from cowfs.storage.tree import Tree
 if TYPE_CHECKING:
     from cowfs.storage.volume import Volume
 
+PIN_FLAGS = f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PIN
 TREE_COST = 8  # blocks that taking a tree may add, beside the references that have their own reserve
 
 
@@ -76,11 +79,76 @@ class Forest:
         if record.flags & f.SNAPSHOT_PROTECTED:
             raise NotPermitted("the snapshot is protected")
         tree = self._tree_at(place)
+        if record.flags & f.SNAPSHOT_PIN:
+            self._unchain(place, record)
         self.table.remove(place)
         self._open.pop(record.id, None)
         self._drop_tops(tree)
         self._changed()
         return record
+
+    # --- pins ---
+
+    def pin(self, source: Tree, created: int) -> Tree:
+        """Keeps a tree as it is now, until `unpin`: a tree to read from. Raises TooManyLinks before anything changes."""
+        volume = self._volume
+        assert volume.tx is not None and volume.extension is not None
+        volume.tx.add_parents(self._tops(source))
+        record = self._record(b"", b"", PIN_FLAGS, source, created)
+        record.next_pin = volume.extension.first_pin
+        place = self.table.insert(record)
+        volume.extension.first_pin = place + 1
+        volume.extension.pin_count += 1
+        self._changed()
+        return self.open(place)
+
+    def unpin(self, tree: Tree) -> None:
+        """Lets go of a pinned tree. Raises NotFound, Corrupt, before anything changes."""
+        self.drop(self.place_of(tree.id))
+
+    def next_leftover(self) -> int | None:
+        """The place of a pin to drop, as long as there is one. Raises Corrupt where the chain is broken."""
+        extension = self._volume.extension
+        assert extension is not None
+        return self._pin(extension.first_pin)[0] if extension.first_pin else None
+
+    @property
+    def named_count(self) -> int:
+        """How many snapshots and clones there are, without pins."""
+        assert self._volume.extension is not None
+        return max(0, self.table.count - self._volume.extension.pin_count)
+
+    def _unchain(self, place: int, record: f.SnapshotRecord) -> None:
+        """Takes a pin off the chain, whose length is the number of computations under way."""
+        extension = self._volume.extension
+        assert extension is not None
+        following = extension.first_pin
+        before = None
+        for _ in range(extension.pin_count):
+            if following == place + 1:
+                break
+            before = self._pin(following)
+            following = before[1].next_pin
+        if following != place + 1:
+            raise Corrupt("the chain of pins does not lead to one", found=place)
+        if before is None:
+            extension.first_pin = record.next_pin
+        else:
+            before[1].next_pin = record.next_pin
+            self.table.replace(*before)
+        extension.pin_count -= 1
+
+    def _pin(self, following: int) -> tuple[int, f.SnapshotRecord]:
+        """(place, record) of the pin that the chain names next."""
+        try:
+            record = self.table.get(following - 1)
+        except NotFound:
+            record = f.SnapshotRecord()
+        if record.flags != PIN_FLAGS:
+            raise Corrupt("the chain of pins leads to a record that is none", found=following - 1)
+        return following - 1, record
+
+    # --- exchanging ---
 
     def roll_back(self, place: int, *, save_as: bytes | None, created: int) -> f.SnapshotRecord | None:
         """The live tree becomes what a snapshot is; what it was is saved under a name (its record is returned), or dropped.

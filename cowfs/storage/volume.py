@@ -29,7 +29,7 @@ from cowfs.storage.blockio import BlockStore
 from cowfs.storage.blocktree import BlockTrees, Root, WritableRoot
 from cowfs.storage.commit import SealedCommit, Sealer
 from cowfs.storage.device import Device
-from cowfs.storage.forest import Forest
+from cowfs.storage.forest import TREE_COST, Forest
 from cowfs.storage.pagedtree import ChecksumTree, PagedTree, tree_capacity_blocks
 from cowfs.storage.reclaim import ReclaimQueue
 from cowfs.storage.snapshots import SnapshotTable
@@ -133,6 +133,8 @@ class Volume:
         volume._manifests = {number for number, found in slots.slots.items() if found.manifest}
         if not volume.read_only:
             volume.commit_empty()
+            if volume.extension is not None and volume.extension.first_pin:
+                volume.drop_pins()
         return volume
 
     def _open_system(self, superblock: f.Superblock, extension: f.Extension) -> None:
@@ -191,6 +193,16 @@ class Volume:
     def _count_change(self) -> None:
         assert self.tx is not None
         self.tx.changes += 1
+
+    def drop_pins(self) -> None:
+        """Drops the pins that a session left (I20); where that is not possible yet, the next one tries again."""
+        try:
+            while (place := self.forest.next_leftover()) is not None:
+                with self.operation():
+                    self.admit(TREE_COST, Tier.SYSTEM)
+                    self.forest.drop(place)
+        except (Corrupt, DeviceError, NoSpace) as error:
+            self.notes.append(f"a tree that was kept for a computation stays: {error}")
 
     # --- state ---
 

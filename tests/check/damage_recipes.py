@@ -137,7 +137,7 @@ def label_not_utf8(image: Image, inodes: Inodes) -> None:
 
 @recipe(p.EXTENSION_FIELD)
 def spare_in_use(image: Image, inodes: Inodes) -> None:
-    image.extension.spare_0b8 = 1
+    image.extension.spare_0bc = 1
 
 
 @recipe(p.EXTENSION_FIELD)
@@ -686,6 +686,56 @@ def snapshot_with_unknown_flag(image: Image, inodes: Inodes) -> None:
 @recipe(p.SNAPSHOT_RECORD)
 def snapshot_without_name(image: Image, inodes: Inodes) -> None:
     image.add_snapshots([image.snapshot(1, b"")])
+
+
+@recipe(p.PINS_LEFT)
+def pin_that_a_crash_left(image: Image, inodes: Inodes) -> None:
+    record = image.snapshot(1, b"")
+    record.flags = f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PIN
+    image.add_snapshots([record])
+    image.extension.first_pin = image.extension.pin_count = 1
+
+
+@recipe(p.PINS)
+def pin_counted_that_is_none(image: Image, inodes: Inodes) -> None:
+    image.extension.pin_count = 1
+
+
+@recipe(p.PINS)
+def chain_of_pins_leads_to_a_snapshot(image: Image, inodes: Inodes) -> None:
+    image.add_snapshots([image.snapshot(1, b"first")])
+    image.extension.first_pin = 1
+
+
+@recipe(p.PINS, p.PINS_LEFT)
+def chain_of_pins_goes_round(image: Image, inodes: Inodes) -> None:
+    records = [image.snapshot(1, b"first"), image.snapshot(2, b""), image.snapshot(3, b"")]
+    for record, following in zip(records[1:], (3, 2), strict=True):
+        record.flags, record.next_pin = f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PIN, following
+    image.add_snapshots(records)
+    image.extension.first_pin, image.extension.pin_count = 2, 2
+
+
+@recipe(p.PINS, p.PINS_LEFT)
+def pin_that_is_not_chained(image: Image, inodes: Inodes) -> None:
+    record = image.snapshot(1, b"")
+    record.flags = f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PIN
+    image.add_snapshots([record])
+
+
+@recipe(p.SNAPSHOT_RECORD, p.PINS_LEFT)
+def pin_that_can_be_written(image: Image, inodes: Inodes) -> None:
+    record = image.snapshot(1, b"")
+    record.flags = f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PIN | f.SNAPSHOT_WRITABLE
+    image.add_snapshots([record])
+    image.extension.first_pin = image.extension.pin_count = 1
+
+
+@recipe(p.SNAPSHOT_RECORD)
+def snapshot_with_a_pin_behind_it(image: Image, inodes: Inodes) -> None:
+    record = image.snapshot(1, b"first")
+    record.next_pin = 1
+    image.add_snapshots([record])
 
 
 @recipe(p.SNAPSHOT_RECORD)

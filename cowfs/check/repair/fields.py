@@ -10,7 +10,7 @@ from cowfs.check.reader import State
 from cowfs.check.repair.overlay import SECTOR
 from cowfs.check.repair.workspace import Workspace, root_node
 from cowfs.check.slots import COUNTER_MAX, boot_records
-from cowfs.check.tables import KNOWN_FLAGS
+from cowfs.check.tables import KNOWN_FLAGS, PIN_FLAGS
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
 
@@ -53,7 +53,7 @@ def _mend_boot_block(ws: Workspace) -> None:
 
 def _mend_extension(ws: Workspace) -> None:
     extension = ws.extension
-    extension.spare_0b4 = extension.spare_0b8 = extension.spare_0c0 = 0
+    extension.spare_0bc = extension.spare_0c0 = 0
     extension.label = extension.label.rstrip(b"\0").decode(errors="ignore").encode()
     if extension.generation >= COUNTER_MAX:
         extension.generation = _FAR
@@ -103,12 +103,32 @@ def mend_snapshots(ws: Workspace) -> None:
     if extension.snapshot_count != len(ws.records):
         extension.snapshot_count = len(ws.records)
         ws.say(f"there are {len(ws.records)} snapshots")
+    if chain_pins(ws):
+        ws.say(f"the chain of pins is made anew, with {extension.pin_count} in it")
+
+
+def chain_pins(ws: Workspace) -> bool:
+    """Chains all pins that there are, so that opening the volume for writing drops them; whether that changed something."""
+    before = ws.extension.first_pin, ws.extension.pin_count
+    changed = False
+    following = count = 0
+    for place, record in sorted(ws.records.items(), reverse=True):
+        wanted = 0
+        if record.flags & f.SNAPSHOT_PIN:
+            wanted, following, count = following, place + 1, count + 1
+        changed |= record.next_pin != wanted
+        record.next_pin = wanted
+    ws.extension.first_pin, ws.extension.pin_count = following, count
+    return changed or before != (following, count)
 
 
 def _mend_record(ws: Workspace, record: f.SnapshotRecord, names: set[bytes]) -> None:
     if record.flags & ~KNOWN_FLAGS:
         record.flags &= KNOWN_FLAGS
         ws.say("unknown flags are taken away", tree=record.id)
+    if record.flags & f.SNAPSHOT_PIN and record.flags != PIN_FLAGS:
+        record.flags = PIN_FLAGS
+        ws.say("it is a pin and nothing else", tree=record.id)
     if record.origin >= ws.extension.snapshot_id:
         record.origin = 0
         ws.say("what it was made from is forgotten", tree=record.id)

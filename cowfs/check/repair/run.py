@@ -38,7 +38,7 @@ FIELDS: Final = frozenset(
     | {p.ZERO_BLOCK_CONTENTS}
 )
 TABLES: Final = frozenset(
-    {p.SNAPSHOT_COUNT, p.SNAPSHOT_RECORD, p.SNAPSHOT_DUPLICATE, p.SNAPSHOT_INDEX} | {p.SETTINGS_CONTENTS}
+    {p.SNAPSHOT_COUNT, p.SNAPSHOT_RECORD, p.SNAPSHOT_DUPLICATE, p.SNAPSHOT_INDEX, p.PINS} | {p.SETTINGS_CONTENTS}
 )
 BLOCKS: Final = frozenset(
     {p.ROOT_NODE, p.POINTER_RANGE, p.POINTER_BEHIND_END, p.POINTER_MISSING, p.ZERO_BLOCK_LEVEL, p.BLOCK_TWO_ROLES}
@@ -305,6 +305,7 @@ class _Rounds:
             mender.run()
             fields.drop_reclaim_queue(ws)
             ws.extension.snapshot_count = len(ws.records)
+            fields.chain_pins(ws)
             fields.rebuild_index(ws)
         elif phase is not None and PHASES[phase] is NAMES:
             damaged = {problem.tree for problem in report.problems if problem.kind in NAMES}
