@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import stat
-import time
 from collections.abc import Callable
 from typing import Final
 
 from cowfs.errors import Corrupt, FileTooBig, InvalidArgument, IsADirectory, NoSpace, NotPermitted
 from cowfs.fs.attributes import NANOSECONDS, AtimeMode, Attributes, Caller, Statfs
+from cowfs.fs.clock import file_time
 from cowfs.fs.inode import Inode, clamp_time
 from cowfs.fs.listing import Listing
 from cowfs.fs.names import NameOperations
@@ -42,7 +42,7 @@ class Filesystem(NameOperations):
         self,
         volume: Volume,
         *,
-        clock: Callable[[], int] = time.time_ns,
+        clock: Callable[[], int] = file_time,
         atime: AtimeMode = AtimeMode.RELATIME,
         tree: Tree | None = None,
     ) -> None:

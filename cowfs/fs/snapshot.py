@@ -19,6 +19,7 @@ from typing import Final
 
 from cowfs.errors import Exists, InvalidArgument, NameTooLong, NotFound, NotPermitted
 from cowfs.fs.attributes import NANOSECONDS, AtimeMode
+from cowfs.fs.clock import file_time
 from cowfs.fs.filesystem import Filesystem
 from cowfs.ondisk import format as f
 from cowfs.storage.forest import TREE_COST
@@ -52,7 +53,7 @@ class Snapshots:
         self,
         volume: Volume,
         *,
-        clock: Callable[[], int] = time.time_ns,
+        clock: Callable[[], int] = file_time,
         atime: AtimeMode = AtimeMode.RELATIME,
     ) -> None:
         self.volume = volume

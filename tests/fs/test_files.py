@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import stat
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,8 +14,10 @@ from support import MIB, START, Clock, close_filesystem, filesystem_on, new_devi
 from cowfs.errors import CowfsError, NoSpace
 from cowfs.fs import AtimeMode, Caller, Filesystem
 from cowfs.fs import filesystem as module
+from cowfs.fs.clock import CLOCK_REALTIME_COARSE
 from cowfs.ondisk import format as f
 from cowfs.ondisk.times import TIME_MAX, TIME_MIN
+from cowfs.storage.volume import Volume
 
 USER = Caller(1000, 100)
 ROOT_USER = Caller(0, 0)
@@ -162,19 +165,27 @@ def test_directories_keep_theirs(filesystem: Filesystem) -> None:
 # --- times ---
 
 
-@pytest.mark.parametrize("time", [0, -1, START, TIME_MIN, TIME_MAX, -(1 << 31) * 10**9, 4_294_967_296_000_000_001])
-def test_times_are_kept_to_the_nanosecond(filesystem: Filesystem, time: int) -> None:
+@pytest.mark.parametrize("moment", [0, -1, START, TIME_MIN, TIME_MAX, -(1 << 31) * 10**9, 4_294_967_296_000_000_001])
+def test_times_are_kept_to_the_nanosecond(filesystem: Filesystem, moment: int) -> None:
     ino = filesystem.create(1, b"f", 0o644, USER).ino
-    filesystem.setattr(ino, atime_ns=time, mtime_ns=time, ctime_ns=time)
+    filesystem.setattr(ino, atime_ns=moment, mtime_ns=moment, ctime_ns=moment)
     filesystem.sync()
     attributes = open_filesystem(filesystem.volume.device, read_only=True).getattr(ino)  # type: ignore[arg-type]
-    assert (attributes.atime_ns, attributes.mtime_ns, attributes.ctime_ns) == (time, time, time)
+    assert (attributes.atime_ns, attributes.mtime_ns, attributes.ctime_ns) == (moment, moment, moment)
     assert attributes == filesystem.getattr(ino)
 
 
 def test_times_out_of_range_become_the_nearest(filesystem: Filesystem) -> None:
     assert filesystem.setattr(1, mtime_ns=1 << 90).mtime_ns == TIME_MAX
     assert filesystem.setattr(1, mtime_ns=-(1 << 90)).mtime_ns == TIME_MIN
+
+
+def test_times_never_run_ahead_of_the_kernels() -> None:
+    """The kernel stamps what it writes back with the time of its last tick: it would set a newer file's time back."""
+    filesystem = Filesystem(Volume.open(new_device()))
+    for number in range(200):
+        changed = filesystem.create(1, b"%d" % number, 0o644, USER).ctime_ns
+        assert changed <= time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
 
 
 def test_relatime() -> None:

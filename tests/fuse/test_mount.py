@@ -139,6 +139,15 @@ def test_times_survive(mounted: Place) -> None:
             mounted.remount()
 
 
+def test_a_touched_file_is_not_older_than_when_it_was_created(folder: Path) -> None:
+    for number in range(50):
+        path = folder / str(number)
+        path.touch(exist_ok=False)
+        created = path.stat().st_mtime_ns
+        os.utime(path)
+        assert created <= path.stat().st_mtime_ns
+
+
 def test_a_write_moves_mtime_and_ctime_and_reading_atime(folder: Path) -> None:
     path = folder / "file"
     path.write_text("x")
