@@ -151,6 +151,12 @@ class NotPermitted(CowfsError):
     errno = errno.EPERM
 
 
+class AccessDenied(CowfsError):
+    """The object is not of the kind that may have it: the permission that POSIX 1003.1e calls missing."""
+
+    errno = errno.EACCES
+
+
 class NoAttribute(CowfsError):
     """No extended attribute of that name."""
 

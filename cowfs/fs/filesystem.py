@@ -13,7 +13,8 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
-from cowfs.errors import Corrupt, FileTooBig, InvalidArgument, IsADirectory, NoSpace, NotPermitted
+from cowfs.errors import Corrupt, FileTooBig, InvalidArgument, IsADirectory, NoAttribute, NoSpace, NotPermitted
+from cowfs.fs import acl
 from cowfs.fs.attributes import NANOSECONDS, AtimeMode, Attributes, Caller, Statfs
 from cowfs.fs.clock import file_time
 from cowfs.fs.inode import Inode, clamp_time
@@ -22,6 +23,7 @@ from cowfs.fs.names import NameOperations
 from cowfs.fs.space import data_cost, inode_cost, path
 from cowfs.fs.xattr import check_name as check_xattr_name
 from cowfs.ondisk import format as f
+from cowfs.ondisk.acl import ACCESS_NAME
 from cowfs.ondisk.records import Buffer
 from cowfs.storage.blocktree import WritableRoot
 from cowfs.storage.tree import Tree
@@ -71,20 +73,24 @@ class Filesystem(NameOperations):
         """Changes what is given; the new attributes.
 
         A new owner takes setuid and setgid away from everything but directories, unless `mode` says otherwise; so does a
-        new size, unless `caller` is root. ctime moves with every change, to `ctime_ns` if that is given. Times that the
-        format cannot hold become the nearest that it can. Raises what `truncate` raises.
+        new size, unless `caller` is root. An access control list follows the mode. ctime moves with every change, to
+        `ctime_ns` if that is given. Times that the format cannot hold become the nearest that it can. Raises what
+        `truncate` raises.
         """
         self._check_writable()
         inode = self._inode(ino)
         if size is not None:
             self._check_size(inode, size)
+        lists = b"" if mode is None or not inode.xattr_inode else self._lists_with_mode(inode, mode)
         with self.volume.operation():
-            self._admit_setattr(inode, size)
+            self._admit_setattr(inode, size, lists)
             root = self.inodes.make_writable(inode)
             if size is not None:
                 self._set_size(inode, root, size, caller is None or caller.uid != 0)
             if mode is not None:
                 inode.mode = stat.S_IFMT(inode.mode) | (mode & _PERMISSIONS)
+                if lists:
+                    self.xattrs.store(inode, lists, self._now())
             if uid is not None or gid is not None:
                 inode.uid = inode.uid if uid is None else uid
                 inode.gid = inode.gid if gid is None else gid
@@ -185,10 +191,13 @@ class Filesystem(NameOperations):
         if size > self._geometry.file_size_max:
             raise FileTooBig
 
-    def _admit_setattr(self, inode: Inode, size: int | None) -> None:
-        """Space for the inode, and for the last block and the path to it where the size changes."""
-        tier = Tier.WRITE if size is not None and size > inode.root.size else Tier.REMOVE
-        self.volume.admit(inode_cost(self.tree, 1) + (0 if size is None else 2 * (f.LEVEL_MAX + 1)), tier)
+    def _admit_setattr(self, inode: Inode, size: int | None, lists: bytes = b"") -> None:
+        """Space for the inode, for the last block and the path to it where the size changes, and for rewritten lists."""
+        cost = inode_cost(self.tree, 1) + (0 if size is None else 2 * (f.LEVEL_MAX + 1)) + self._lists_cost(lists)
+        grows = size is not None and size > inode.root.size
+        # Lists of more than a block are data, and must not use what is kept back for removing.
+        grows = grows or len(lists) > self._geometry.block_size
+        self.volume.admit(cost, Tier.WRITE if grows else Tier.REMOVE)
 
     def _set_size(self, inode: Inode, root: WritableRoot, size: int, kill_privileges: bool) -> None:
         if size != inode.root.size:
@@ -222,30 +231,61 @@ class Filesystem(NameOperations):
                 check_xattr_name(inode, name)
         return self.xattrs.get(inode, name)
 
-    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0, *, keep_setgid: bool = True) -> None:
         """Sets an attribute; `flags` may insist on a new (XATTR_CREATE) or an old one (XATTR_REPLACE).
 
-        Raises Exists, NoAttribute, AttributeTooBig, NotSupported, OutOfRange, NotPermitted, InvalidArgument, NoSpace.
+        The mode follows an access control list, of which nothing is kept that the mode can say; `keep_setgid`: the caller
+        may leave the bit set then. Raises Exists, NoAttribute, AttributeTooBig, NotSupported, OutOfRange, NotPermitted,
+        InvalidArgument, AccessDenied, NoSpace.
         """
         self._check_writable()
         inode = self._inode(ino)
         check_xattr_name(inode, name)
+        mode = inode.mode
+        plain = False
+        if name in acl.NAMES:
+            acl.check_kind(mode, name)
+            entries = acl.parse(value)
+            if name == ACCESS_NAME:
+                plain = acl.is_plain(entries)
+                mode = acl.mode_of(entries, mode if keep_setgid else mode & ~stat.S_ISGID)
         data = self.xattrs.with_value(inode, name, value, flags)
+        if plain:
+            data = self._without(inode, name)
         with self.volume.operation():
-            if not inode.xattr_inode:
+            if data and not inode.xattr_inode:
                 self.inodes.prepare_allocation()
-            cost = data_cost(self.tree, self._geometry, 0, len(data))
+            cost = data_cost(self.tree, self._geometry, 0, max(len(data), 1))
             self.volume.admit(cost + inode_cost(self.tree, 1))
             self.inodes.make_writable(inode)
             now = self._now()
             self.xattrs.store(inode, data, now)
+            inode.mode = mode
             inode.ctime = now
 
+    def _without(self, inode: Inode, name: bytes) -> bytes:
+        """What is left of an inode's attributes without one that it may have."""
+        try:
+            return self.xattrs.without(inode, name)
+        except NoAttribute:
+            return self.xattrs.current(inode)
+
+    def _lists_with_mode(self, inode: Inode, mode: int) -> bytes:
+        """An inode's attributes when its access control list has followed the mode; nothing if they stay as they are."""
+        old = self._acl(inode, ACCESS_NAME)
+        new = old and acl.with_mode(old, mode)
+        return b"" if not new or new == old else self.xattrs.with_value(inode, ACCESS_NAME, acl.encode(new), 0)
+
     def removexattr(self, ino: int, name: bytes) -> None:
-        """Removes an attribute. Raises NoAttribute, NotSupported, OutOfRange, NoSpace."""
+        """Removes an attribute. Raises NoAttribute, NotSupported, OutOfRange, NoSpace.
+
+        As on Linux's other filesystems, an access control list that is not there is removed without an error.
+        """
         self._check_writable()
         inode = self._inode(ino)
         check_xattr_name(inode, name)
+        if name in acl.NAMES and name not in self.xattrs.names(inode):
+            return
         data = self.xattrs.without(inode, name)
         with self.volume.operation():
             cost = data_cost(self.tree, self._geometry, 0, max(len(data), 1)) + inode_cost(self.tree, 1)

@@ -10,8 +10,9 @@ Locking: the core thread only.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 KNOWN_MAX = 1 << 16  # units kept in memory; more are found again by the frontier
 PROBE_MAX = 64  # units that one call looks at
@@ -49,6 +50,15 @@ class FreeList:
                 self.add(unit)
                 return unit
         return None
+
+    @contextlib.contextmanager
+    def set_aside(self, unit: int) -> Iterator[None]:
+        """Meanwhile `find` finds another unit than the one it found last."""
+        self._known.discard(heapq.heappop(self._heap))
+        try:
+            yield
+        finally:
+            self.add(unit)
 
     def _look(self, unit: int) -> bool:
         try:

@@ -133,7 +133,7 @@ class InodeTable:
         self._level_max = f.FOREIGN_LEVEL_MAX if volume.foreign else f.LEVEL_MAX
         self._dirty: dict[int, Inode] = {}
         self._late_atimes: dict[int, Inode] = {}
-        self._prepared: int | None = None
+        self._prepared: list[int | None] = []
         self._trim_at = INODE_CACHE_MAX  # number of cached inodes at which some are forgotten
         if tree.num_inodes * f.INODE_SIZE > tree.inodes.size:
             raise Corrupt("inode file", wanted=f"{tree.num_inodes} inodes", found=f"{tree.inodes.size} bytes")
@@ -396,25 +396,47 @@ class InodeTable:
         leaf = self._trees.leaf(self.tree.inodes, index)
         return f.STATUS_FREE in leaf[STATUS_OFFSET :: f.INODE_SIZE]
 
-    def prepare_allocation(self) -> None:
-        """Does all of `allocate` that can fail, before anything changes. Raises NoSpace, Corrupt, DeviceError."""
-        tree = self.tree
-        self._prepared = None
-        leaves = tree.num_inodes // self._per_leaf
-        if tree.free_inodes > 0:
-            self._prepared = self._free.find(leaves)
-            if self._prepared is None and not self._can_grow:
-                self._prepared = self._free.find(leaves, leaves)
-                if self._prepared is None:
-                    raise Corrupt("free inodes", wanted=tree.free_inodes, found=0)
-        elif self._can_grow:
-            self._free.none_free(leaves)
+    def prepare_allocation(self, count: int = 1) -> None:
+        """Does all that can fail of `count` (1 or 2) calls of `allocate`, before anything changes.
+
+        Raises NoSpace, Corrupt, DeviceError.
+        """
+        self._prepared = []
+        first = self._find_leaf(0)
+        if count == 1:
+            self._prepared = [first]
+        elif first is None:
+            self._prepared = [None, self.tree.num_inodes // self._per_leaf]  # the one that the first adds
+        elif self._count_free(first) >= count:
+            self._prepared = [first, first]
         else:
+            with self._free.set_aside(first):
+                self._prepared = [first, self._find_leaf(1)]
+
+    def _find_leaf(self, taken: int) -> int | None:
+        """A leaf with a free inode, besides `taken` ones; None where the file must grow."""
+        tree = self.tree
+        leaves = tree.num_inodes // self._per_leaf
+        if tree.free_inodes > taken:
+            found = self._free.find(leaves)
+            if found is None and not self._can_grow:
+                found = self._free.find(leaves, leaves)
+                if found is None:
+                    raise Corrupt("free inodes", wanted=tree.free_inodes, found=taken)
+            return found
+        if not self._can_grow:
             raise NoSpace("no free inode")
+        if not taken:
+            self._free.none_free(leaves)
+        return None
+
+    def _count_free(self, index: int) -> int:
+        leaf = self._trees.leaf(self.tree.inodes, index)
+        return bytes(leaf[STATUS_OFFSET :: f.INODE_SIZE]).count(f.STATUS_FREE)
 
     def _take_leaf(self) -> int:
-        """The leaf that `prepare_allocation` found; the file grows where its bounded search found none."""
-        index, self._prepared = self._prepared, None
+        """The next leaf that `prepare_allocation` found; the file grows where its bounded search found none."""
+        index = self._prepared.pop(0) if self._prepared else None
         if index is None:
             tree = self.tree
             index = tree.num_inodes // self._per_leaf

@@ -18,12 +18,14 @@ from cowfs.errors import (
     InvalidArgument,
     IsADirectory,
     NameTooLong,
+    NoAttribute,
     NotADirectory,
     NotEmpty,
     NotFound,
     NotPermitted,
     TooManyLinks,
 )
+from cowfs.fs import acl
 from cowfs.fs.attributes import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -35,8 +37,9 @@ from cowfs.fs.attributes import (
 from cowfs.fs.core import Core, check_name
 from cowfs.fs.directory import Directory
 from cowfs.fs.inode import Inode, clamp_time
-from cowfs.fs.space import name_cost, orphan_cost, path
+from cowfs.fs.space import data_cost, inode_cost, name_cost, orphan_cost, path
 from cowfs.ondisk import format as f
+from cowfs.ondisk.acl import ACCESS_NAME, DEFAULT_NAME
 from cowfs.storage.volume import Tier
 
 _PERMISSIONS = 0o7777
@@ -90,10 +93,11 @@ class NameOperations(Core):
             device = encode_device(major, minor)
         where, directory = self._directory_for_change(parent)
         self._check_new(directory, name)
+        mode, lists = self._inheritance(where, kind | mode & _PERMISSIONS, caller)
         with self.volume.operation():
-            self.inodes.prepare_allocation()
-            self.volume.admit(name_cost(self.tree, 2, where))
-            inode = self._new_entry(where, name, kind | (mode & _PERMISSIONS & ~caller.umask), caller)
+            self.inodes.prepare_allocation(2 if lists else 1)
+            self.volume.admit(name_cost(self.tree, 2, where) + self._lists_cost(lists))
+            inode = self._new_entry(where, name, mode, caller, lists)
             inode.rdev = device
         return self.inodes.attributes(inode)
 
@@ -103,11 +107,11 @@ class NameOperations(Core):
         self._check_new(directory, name)
         if where.links >= f.LINK_COUNT_MAX:
             raise TooManyLinks
+        mode, lists = self._inheritance(where, stat.S_IFDIR | mode & _PERMISSIONS, caller)
         with self.volume.operation():
-            self.inodes.prepare_allocation()
-            self.volume.admit(name_cost(self.tree, 2, where) + 1)
-            mode = stat.S_IFDIR | (mode & _PERMISSIONS & ~caller.umask) | (where.mode & stat.S_ISGID)
-            inode = self._new_entry(where, name, mode, caller)
+            self.inodes.prepare_allocation(2 if lists else 1)
+            self.volume.admit(name_cost(self.tree, 2, where) + 1 + self._lists_cost(lists))
+            inode = self._new_entry(where, name, mode | where.mode & stat.S_ISGID, caller, lists)
             inode.links = 2
             where.links += 1
             self.directories.make_first_block(self.inodes.make_writable(inode), inode.number, parent)
@@ -152,12 +156,38 @@ class NameOperations(Core):
             where.mtime = where.ctime = now
         return self.inodes.attributes(inode)
 
-    def _new_entry(self, where: Inode, name: bytes, mode: int, caller: Caller) -> Inode:
+    def _inheritance(self, where: Inode, mode: int, caller: Caller) -> tuple[int, bytes]:
+        """Mode and encoded access control lists of a new object. Only without a default list the umask has a say."""
+        default = self._acl(where, DEFAULT_NAME) if where.xattr_inode else None
+        if default is None:
+            return mode & ~caller.umask, b""
+        mode, access = acl.inherited(default, mode)
+        values = {} if acl.is_plain(access) else {ACCESS_NAME: acl.encode(access)}
+        if stat.S_ISDIR(mode):
+            values[DEFAULT_NAME] = acl.encode(default)
+        return mode, self.xattrs.encode(values) if values else b""
+
+    def _acl(self, inode: Inode, name: bytes) -> acl.Acl | None:
+        """One of an inode's access control lists, if it has it. Raises Corrupt, DeviceError."""
+        try:
+            return acl.parse(self.xattrs.get(inode, name))
+        except NoAttribute:
+            return None
+        except InvalidArgument as error:
+            raise Corrupt(f"inode {inode.number}: {name.decode()}: {error}") from None
+
+    def _lists_cost(self, lists: bytes) -> int:
+        """Blocks for the hidden inode that holds encoded access control lists."""
+        return data_cost(self.tree, self._geometry, 0, len(lists)) + inode_cost(self.tree, 1) if lists else 0
+
+    def _new_entry(self, where: Inode, name: bytes, mode: int, caller: Caller, lists: bytes = b"") -> Inode:
         """A new inode under a new name; everything that can be refused has been."""
         now = self._now()
         root = self.inodes.make_writable(where)
         gid = where.gid if where.mode & stat.S_ISGID else caller.gid
         inode = self.inodes.allocate(mode, caller.uid, gid, now)
+        if lists:
+            self.xattrs.store(inode, lists, now)
         self.directories.add(where, root, name, inode.number)
         where.mtime = where.ctime = now
         return inode

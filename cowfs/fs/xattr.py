@@ -93,7 +93,7 @@ class Xattrs:
         values[name] = value
         if sum(len(key) + 1 for key in values) > f.XATTR_NAMES_MAX:
             raise NoSpace("too many extended attributes")
-        data = self._encode(values)
+        data = self.encode(values)
         if len(data) > TOTAL_MAX:
             raise NoSpace(f"the extended attributes of one inode take more than {TOTAL_MAX} bytes")
         return data
@@ -103,7 +103,19 @@ class Xattrs:
         values = self._values(inode)
         if values.pop(name, None) is None:
             raise NoAttribute
-        return self._encode(values) if values else b""
+        return self.encode(values) if values else b""
+
+    def current(self, inode: Inode) -> bytes:
+        """What `store` would store to change nothing."""
+        return self._read(inode) if inode.xattr_inode else b""
+
+    def encode(self, values: dict[bytes, bytes]) -> bytes:
+        """What `store` stores so that an inode has these attributes and no others."""
+        pieces = [f.XattrHeader(count=len(values)).pack(self._order)]
+        for name, value in values.items():
+            pieces.append(f.XattrEntry(len(name), 0, len(value)).pack(self._order))
+            pieces += [name, value, bytes(-(len(name) + len(value)) % _ALIGNMENT)]
+        return b"".join(pieces)
 
     def store(self, inode: Inode, data: bytes, now: int) -> None:
         """Gives a writable inode these attributes; space has been admitted, and an inode if it has none yet."""
@@ -175,10 +187,3 @@ class Xattrs:
             index[name] = value_at, entry.value_length
             at += -at % _ALIGNMENT
         return index
-
-    def _encode(self, values: dict[bytes, bytes]) -> bytes:
-        pieces = [f.XattrHeader(count=len(values)).pack(self._order)]
-        for name, value in values.items():
-            pieces.append(f.XattrEntry(len(name), 0, len(value)).pack(self._order))
-            pieces += [name, value, bytes(-(len(name) + len(value)) % _ALIGNMENT)]
-        return b"".join(pieces)

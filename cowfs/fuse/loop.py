@@ -25,12 +25,14 @@ Locking rule: everything here belongs to the thread that runs trio.
 
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import ModuleType, TracebackType
 from typing import Any, Final
 
 import pyfuse3
 import trio
+
+from cowfs.fuse.handshake import Handshake
 
 YIELD_REQUESTS: Final = 64
 """Requests served in a row before trio's scheduler runs."""
@@ -46,6 +48,16 @@ microseconds from a reply to its next request; parking and waking cost as much a
 def install() -> None:
     """Make pyfuse3 use the loop of this module, for every session from now on. Calling it again changes nothing."""
     pyfuse3.trio = _loop_trio  # type: ignore[attr-defined]
+
+
+def shake_hands() -> None:
+    """Have the next session's first request pass through a `Handshake`. After `install`."""
+    handshake = Handshake(_session_wait.wait_readable, lambda: _replace_wait(_session_wait.wait_readable))
+    _replace_wait(handshake.wait_readable)
+
+
+def _replace_wait(wait: Callable[[int], Awaitable[None]]) -> None:
+    _loop_trio.lowlevel.wait_readable = wait
 
 
 def session_fd() -> int:

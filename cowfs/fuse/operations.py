@@ -49,6 +49,7 @@ from cowfs.fuse.handlers import DirectoryHandle, FileHandle, answers, changes, w
 from cowfs.fuse.lost import LostWrites
 from cowfs.fuse.options import MountOptions
 from cowfs.fuse.trees import ROOT_NODE, Trees
+from cowfs.ondisk.acl import ACCESS_NAME
 
 SHORT_SPACE_BYTES = 64 << 20
 SHORT_SPACE_PART = 20
@@ -74,6 +75,7 @@ class Operations(pyfuse3.Operations):
         self.trees = trees
         self._volume = trees.root.volume
         self._xattrs = options.xattrs
+        self.enable_acl = options.xattrs and not self._volume.foreign
         self._touches = options.atime is not AtimeMode.NOATIME and not self._volume.read_only
         self._size_max = self._volume.geometry.file_size_max
         geometry = self._volume.geometry
@@ -274,7 +276,8 @@ class Operations(pyfuse3.Operations):
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         """Sets one. pyfuse3 itself has looked after XATTR_CREATE and XATTR_REPLACE."""
         tree, ino = self._xattr_place(inode)
-        tree.setxattr(ino, name, value)
+        keeps = name != ACCESS_NAME or _may_keep_setgid(ctx, tree.getattr(ino).gid)
+        tree.setxattr(ino, name, value, keep_setgid=keeps)
 
     @answers
     def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
@@ -522,8 +525,18 @@ class Operations(pyfuse3.Operations):
 
 
 def _caller(context: RequestContext) -> Caller:
-    """Who asks. The kernel has applied the umask already."""
-    return Caller(context.uid, context.gid)
+    """Who asks. Where the kernel has applied the umask already, applying it again changes nothing."""
+    return Caller(context.uid, context.gid, context.umask & 0o777)
+
+
+def _may_keep_setgid(context: RequestContext, gid: int) -> bool:
+    """Whether who changes the permissions of a file of that group may leave its setgid bit set."""
+    if context.uid == 0 or context.gid == gid:
+        return True
+    try:
+        return gid in pyfuse3.get_sup_groups(context.pid)
+    except (OSError, RuntimeError):  # the process has gone
+        return False
 
 
 def _invalidate_attributes(node: int) -> None:

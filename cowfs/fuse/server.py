@@ -234,7 +234,7 @@ def serve(
     the main thread, since it handles signals.
     """
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    os.umask(0)  # modes arrive ready made
+    os.umask(0)  # objects are made with the umask of who asks
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     server: Server | None = None
     try:
@@ -245,6 +245,8 @@ def serve(
         _mount(server.operations, mountpoint, words)
         try:
             loop.install()
+            if server.operations.enable_acl:
+                loop.shake_hands()
             _calm_collector()
             trio.run(server.run)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,28 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     place.mount()
     yield place
     place.end()
+
+
+@pytest.fixture(scope="module")
+def public() -> Iterator[Place]:
+    """A mounted volume of 1 GiB that every user of this machine reaches, for all tests of a module."""
+    with tempfile.TemporaryDirectory() as directory:  # pytest's own are closed to everybody else
+        path = Path(directory)
+        path.chmod(0o755)
+        place = Place(path)
+        place.make(1024)
+        place.mount("-o", "allow_other")
+        yield place
+        place.end()
+
+
+@pytest.fixture
+def commons(public: Place, request: pytest.FixtureRequest) -> Path:
+    """An empty directory in the public volume, in which everybody may do everything."""
+    path = public.mountpoint / request.node.name.replace("/", "_")
+    path.mkdir()
+    path.chmod(0o777)
+    return path
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from cowfs.errors import Corrupt, DeviceError, NoSpace, SpaceShort
-from cowfs.fs import Filesystem
+from cowfs.fs import Filesystem, acl
 from cowfs.fs.snapshot import Snapshots
 from cowfs.fuse import convert, lost, operations
 from cowfs.fuse.commits import CommitScheduler
@@ -24,6 +24,7 @@ from cowfs.fuse.control_file import DIRECTORY_NODE, FILE_NODE
 from cowfs.fuse.operations import Operations
 from cowfs.fuse.options import parse
 from cowfs.fuse.trees import Trees
+from cowfs.ondisk.acl import GROUP_OBJ, OTHER, USER_OBJ, AclEntry
 from cowfs.ondisk.geometry import geometry_for_size
 from cowfs.storage.device import MemoryDevice
 from cowfs.storage.mkvolume import make_volume
@@ -214,9 +215,38 @@ def test_only_what_is_named_is_changed(door: Door) -> None:
     assert (after.st_mtime_ns, after.st_atime_ns) == (-1, 5_000_000_007)
 
 
-def test_the_umask_is_the_kernels(door: Door) -> None:
-    entry = door.mkdir(ROOT, b"directory", stat.S_IFDIR | 0o777, Context(umask=0o077))
-    assert entry.st_mode == stat.S_IFDIR | 0o777
+def test_the_umask_gives_way_to_a_default_list(door: Door) -> None:
+    context = Context(umask=0o077)
+    entry = door.mkdir(ROOT, b"directory", stat.S_IFDIR | 0o777, context)
+    assert entry.st_mode == stat.S_IFDIR | 0o700
+    wide = acl.encode(tuple(AclEntry(tag, 7) for tag in (USER_OBJ, GROUP_OBJ, OTHER)))
+    door.setxattr(entry.st_ino, b"system.posix_acl_default", wide, context)
+    assert door.create(entry.st_ino, b"file", stat.S_IFREG | 0o664, 0, context)[1].st_mode == stat.S_IFREG | 0o664
+    assert door.mknod(entry.st_ino, b"fifo", stat.S_IFIFO | 0o666, 0, context).st_mode == stat.S_IFIFO | 0o666
+    assert door.mkdir(entry.st_ino, b"sub", stat.S_IFDIR | 0o755, context).st_mode == stat.S_IFDIR | 0o755
+    assert (
+        door.getxattr(door.lookup(entry.st_ino, b"sub", context).st_ino, b"system.posix_acl_default", context) == wide
+    )
+
+
+@pytest.mark.parametrize(("context", "kept"), [(Context(), True), (Context(5, 7), True), (Context(5, 6), False)])
+def test_only_the_files_group_keeps_setgid_when_a_list_is_set(door: Door, context: Context, kept: bool) -> None:
+    _, node = door.new_file()
+    fields = Fields(update_mode=True, update_gid=True)
+    attributes = pyfuse3.EntryAttributes()
+    attributes.st_mode, attributes.st_gid = 0o2775, 7
+    door.setattr(node, attributes, fields, None, Context())
+    plain = acl.encode(tuple(AclEntry(tag, 5) for tag in (USER_OBJ, GROUP_OBJ, OTHER)))
+    door.setxattr(node, b"system.posix_acl_access", plain, context)
+    assert door.getattr(node, Context()).st_mode == stat.S_IFREG | (0o2555 if kept else 0o555)
+
+
+def test_supplementary_groups_count_when_a_list_is_set(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyfuse3, "get_sup_groups", {1: {7}}.__getitem__)
+    assert operations._may_keep_setgid(Context(5, 6, pid=1), 7)  # type: ignore[arg-type]
+    assert not operations._may_keep_setgid(Context(5, 6, pid=1), 8)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    assert not operations._may_keep_setgid(Context(5, 6, pid=1 << 30), 7), "it has gone"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

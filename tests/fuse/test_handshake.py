@@ -1,0 +1,103 @@
+"""The first request of a session, between a socket that plays the kernel and one that libfuse would read."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+import trio
+
+from cowfs.fuse.handshake import FUSE_DONT_MASK, FUSE_INIT, FUSE_POSIX_ACL, Handshake, without_umask
+
+GETATTR = 3
+
+
+def request(opcode: int) -> bytes:
+    return b"".join(number.to_bytes(4, "little") for number in (56, opcode, 1, 0)) + bytes(40)
+
+
+def answer(flags: int, error: int = 0) -> bytes:
+    numbers = (80, error & 0xFFFFFFFF, 1, 0, 7, 31, 1 << 17, flags)
+    return b"".join(number.to_bytes(4, "little") for number in numbers) + bytes(48)
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, int]]:
+    """The kernel's end of a session, and the number of the descriptor that libfuse reads."""
+    kernel, session = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with kernel, session:
+        kernel.settimeout(10)
+        yield kernel, session.fileno()
+
+
+async def wait(fd: int) -> None:
+    while not select.select((fd,), (), (), 0)[0]:
+        await trio.sleep(0.001)
+
+
+def serve(fd: int, replies: Callable[[bytes], bytes], requests: int) -> tuple[list[bytes], int]:
+    """What a worker of pyfuse3 does; the requests it read, and how often the handshake said that it was done."""
+    seen: list[bytes] = []
+    done: list[int] = []
+
+    async def main() -> None:
+        handshake = Handshake(wait, lambda: done.append(1))
+        for _ in range(requests):
+            await handshake.wait_readable(fd)
+            seen.append(os.read(fd, 1 << 16))
+            os.write(fd, replies(seen[-1]))
+
+    trio.run(main)
+    return seen, len(done)
+
+
+def test_the_answer_gets_one_bit_more_and_the_descriptor_is_the_kernels_again(ends: tuple[socket.socket, int]) -> None:
+    kernel, fd = ends
+    before = os.fstat(fd).st_ino
+    kernel.send(request(FUSE_INIT))
+    kernel.send(request(GETATTR))
+    seen, done = serve(fd, lambda text: answer(FUSE_POSIX_ACL) if text == request(FUSE_INIT) else b"attributes", 2)
+    assert (seen, done) == ([request(FUSE_INIT), request(GETATTR)], 1)
+    assert [kernel.recv(1 << 16) for _ in range(2)] == [answer(FUSE_POSIX_ACL | FUSE_DONT_MASK), b"attributes"]
+    assert os.fstat(fd).st_ino == before
+    assert not os.get_inheritable(fd)
+
+
+def test_a_library_that_has_answered_already_is_left_alone(ends: tuple[socket.socket, int]) -> None:
+    kernel, fd = ends
+    kernel.send(request(GETATTR))
+    kernel.send(request(GETATTR))
+    serve(fd, lambda _: answer(FUSE_POSIX_ACL), 2)
+    assert [kernel.recv(1 << 16) for _ in range(2)] == [answer(FUSE_POSIX_ACL)] * 2
+
+
+def test_a_late_answer_is_waited_for(ends: tuple[socket.socket, int]) -> None:
+    """Another worker may come for the second request while the first one is not answered yet."""
+    kernel, fd = ends
+    kernel.send(request(GETATTR))
+
+    async def main() -> None:
+        handshake = Handshake(wait, lambda: None)
+        await handshake.wait_readable(fd)
+        os.read(fd, 1 << 16)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(handshake.wait_readable, fd)
+            await trio.sleep(0.01)
+            os.write(fd, b"late")
+            while not select.select((kernel,), (), (), 0)[0]:
+                await trio.sleep(0.001)
+            kernel.send(request(GETATTR))
+
+    trio.run(main)
+    assert kernel.recv(1 << 16) == b"late"
+    assert os.read(fd, 1 << 16) == request(GETATTR)
+
+
+@pytest.mark.parametrize(
+    "reply", [answer(0), answer(FUSE_DONT_MASK), answer(FUSE_POSIX_ACL, error=-22), b"", bytes(20)]
+)
+def test_what_agrees_to_no_lists_stays(reply: bytes) -> None:
+    assert without_umask(reply) == reply
