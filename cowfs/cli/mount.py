@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 
@@ -22,7 +21,7 @@ from cowfs.fuse import daemon
     metavar="OPTIONS",
     multiple=True,
     help="ro, rw, commit=SECONDS, noxattr, nowriteback, allow_other, noatime, relatime, strictatime, sync, "
-    "superblock=1|2, log=FILE, and mount(8)'s generic ones.",
+    "superblock=1|2, snapshot=NAME, log=FILE, and mount(8)'s generic ones.",
 )
 @click.option("--foreground", is_flag=True, help="Serve until it is unmounted; log to standard error.")
 @click.option("--log", metavar="FILE", type=click.Path(readable=False), help="Log to FILE instead of syslog.")
@@ -45,6 +44,9 @@ def mount(
     """Mount the volume in IMAGE on the directory MNT.
 
     Returns once the mount answers. The daemon behind it logs to syslog. A foreign qnx6 volume is mounted read-only.
+
+    snapshot=NAME mounts that snapshot (read-only) or clone as the root. In a value "\\," is a comma, "\\\\" a backslash, and
+    "\\054" the byte with that octal number.
     """
     from cowfs.fuse import options
 
@@ -79,8 +81,4 @@ def sync(path: str) -> None:
 
     sync(2) and "sync -f" do not reach a FUSE daemon; this does.
     """
-    try:
-        control.send(require_mount(path).mountpoint, control.Command(("sync",)))
-    except OSError as error:
-        if error.errno != errno.EROFS:  # a read-only mount has nothing to commit
-            raise
+    control.send(require_mount(path).mountpoint, control.Command(("sync",)))

@@ -13,6 +13,8 @@ from cowfs.control.wire import (
     DIRECTORY_NAME,
     FILE_NAME,
     INFO,
+    QUERY_NAME,
+    QUERY_SIZE_MAX,
     SNAPSHOTS_NAME,
     Command,
     CommandFailed,
@@ -20,6 +22,10 @@ from cowfs.control.wire import (
     encode_reply,
     failure,
     parse,
+    query_decoded,
+    query_goes_on,
+    query_joined,
+    query_names,
     send,
 )
 
@@ -28,6 +34,8 @@ __all__ = [
     "DIRECTORY_NAME",
     "FILE_NAME",
     "INFO",
+    "QUERY_NAME",
+    "QUERY_SIZE_MAX",
     "SNAPSHOTS_NAME",
     "Command",
     "CommandFailed",
@@ -35,5 +43,9 @@ __all__ = [
     "encode_reply",
     "failure",
     "parse",
+    "query_decoded",
+    "query_goes_on",
+    "query_joined",
+    "query_names",
     "send",
 ]

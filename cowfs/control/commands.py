@@ -9,17 +9,20 @@ from cowfs.control import scrub, snapshots
 from cowfs.control.host import Host, finish
 from cowfs.control.specification import Arguments, Specification
 from cowfs.control.wire import Command, Reply
-from cowfs.errors import InvalidArgument
+from cowfs.errors import InvalidArgument, ReadOnly
 from cowfs.fs.filesystem import Filesystem
 
 
-async def execute(command: Command, host: Host) -> Reply:
-    """Carries a command out. Raises the CowfsError of its failure."""
+async def execute(command: Command, host: Host, *, reading: bool = False) -> Reply:
+    """Carries a command out. Raises the CowfsError of its failure; with `reading` ReadOnly for one that changes something."""
     for count in (2, 1):
         name = " ".join(command.words[:count])
         found = COMMANDS.get(name)
         if found is not None and len(command.words) >= count:
-            return await found.handler(found.arguments(name, command.words[count:], command), host)
+            arguments = found.arguments(name, command.words[count:], command)
+            if reading and not (arguments.flag(found.reads) if isinstance(found.reads, str) else found.reads):
+                raise ReadOnly(f"mounted read-only, so '{name}' cannot be carried out")
+            return await found.handler(arguments, host)
     raise InvalidArgument(f"unknown command '{command.words[0]}'; there are {', '.join(sorted(COMMANDS))}")
 
 
@@ -39,12 +42,12 @@ async def _sync(arguments: Arguments, host: Host) -> Reply:
 
 
 COMMANDS: dict[str, Specification] = {
-    "info": Specification(_info),
-    "sync": Specification(_sync),
+    "info": Specification(_info, reads=True),
+    "sync": Specification(_sync, reads=True),
     **snapshots.COMMANDS,
-    "scrub start": Specification(scrub.start, options=frozenset({"rate", "restart"})),
-    "scrub status": Specification(scrub.status),
-    "scrub stop": Specification(scrub.stop),
+    "scrub start": Specification(scrub.start, options=frozenset({"rate", "restart"}), reads=True),
+    "scrub status": Specification(scrub.status, reads=True),
+    "scrub stop": Specification(scrub.stop, reads=True),
 }
 
 

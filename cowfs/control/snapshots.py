@@ -123,12 +123,12 @@ async def _rollback(arguments: Arguments, host: Host) -> Reply:
 
 COMMANDS: dict[str, Specification] = {
     "snapshot create": Specification(_create, 1, 1, frozenset({"description", "writable", "from"})),
-    "snapshot list": Specification(_list),
-    "snapshot show": Specification(_show, 1, 1),
+    "snapshot list": Specification(_list, reads=True),
+    "snapshot show": Specification(_show, 1, 1, reads=True),
     "snapshot rename": Specification(_rename, 2, 2),
-    "snapshot delete": Specification(_delete, 1, None, frozenset({"dry-run", "wait"})),
-    "df": Specification(_df),
-    "diff": Specification(_diff, 1, 2, frozenset({"path"})),
+    "snapshot delete": Specification(_delete, 1, None, frozenset({"dry-run", "wait"}), reads="dry-run"),
+    "df": Specification(_df, reads=True),
+    "diff": Specification(_diff, 1, 2, frozenset({"path"}), reads=True),
     "snapshot protect": Specification(_protect, 1, 1),
     "snapshot unprotect": Specification(_unprotect, 1, 1),
     "rollback": Specification(_rollback, 1, 1, frozenset({"discard"})),

@@ -40,12 +40,16 @@ Handler = Callable[[Arguments, Host], Awaitable[Reply]]
 
 @dataclass(frozen=True, slots=True)
 class Specification:
-    """A command: how many arguments it takes (`most` None: any number) and which options."""
+    """A command: how many arguments it takes (`most` None: any number) and which options.
+
+    `reads`: it changes nothing that anybody sees; an option's name: with that one it does not.
+    """
 
     handler: Handler
     least: int = 0
     most: int | None = 0
     options: frozenset[str] = frozenset()
+    reads: bool | str = False
 
     def arguments(self, name: str, words: tuple[str, ...], command: Command) -> Arguments:
         """The arguments in a command. Raises InvalidArgument where their number or an option does not fit."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shlex
-from collections.abc import Mapping
+import urllib.parse
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +17,11 @@ from cowfs.errors import CowfsError, InvalidArgument
 DIRECTORY_NAME = b".cowfs"
 FILE_NAME = b"control"
 SNAPSHOTS_NAME = b"snapshots"
+QUERY_NAME = b"query"
 COMMAND_SIZE_MAX = 65_536
+QUERY_SIZE_MAX = 3 * COMMAND_SIZE_MAX
+"""Bytes of a command in the names below `query`, which may have three for one."""
+QUERY_NAME_MAX = 255
 
 Reply = dict[str, Any]
 
@@ -97,27 +103,87 @@ class CommandFailed(CowfsError):
         super().__init__(message)
 
 
+def query_names(command: bytes) -> list[bytes]:
+    """The names below the query directory that stand for a command: the last one's file has the reply."""
+    text = urllib.parse.quote_from_bytes(command, safe="").encode()
+    names = []
+    size = QUERY_NAME_MAX - 1
+    while len(text) > size:
+        end = size - 2
+        end -= next((back for back in (1, 2) if text[end - back] == ord("%")), 0)  # no escape is torn
+        names.append(text[:end] + b"%")
+        text = text[end:]
+    return [*names, text]
+
+
+def query_goes_on(text: bytes) -> bool:
+    """Whether a name, or several joined, goes on with the name below it: it ends in a `%` that begins no byte."""
+    return text.endswith(b"%")
+
+
+def query_joined(before: bytes, name: bytes) -> bytes:
+    """A name with what the directories above it stand for."""
+    return before.removesuffix(b"%") + name
+
+
+def query_decoded(text: bytes) -> bytes:
+    """The command that joined names stand for: `%` and two hexadecimal digits are a byte, all else is itself."""
+    return urllib.parse.unquote_to_bytes(text)
+
+
 def send(mountpoint: str, command: Command) -> Reply:
-    """Has the daemon behind `mountpoint` carry out a command. Raises CommandFailed, or OSError where none answers."""
-    path = os.path.join(os.fsencode(mountpoint), DIRECTORY_NAME, FILE_NAME)
-    # On a mount that the kernel knows to be read-only nothing can be written, commands included.
+    """Has the daemon behind `mountpoint` carry out a command. Raises CommandFailed, or OSError where none answers.
+
+    On a mount that the kernel takes for read-only nothing can be written, commands included; those that change nothing
+    are asked for by opening a file for reading.
+    """
+    directory = os.path.join(os.fsencode(mountpoint), DIRECTORY_NAME)
     asks = command != INFO
-    descriptor = os.open(path, (os.O_RDWR if asks else os.O_RDONLY) | os.O_CLOEXEC)
     try:
-        failed = None
+        flags = os.O_RDWR if asks else os.O_RDONLY
+        descriptor = os.open(os.path.join(directory, FILE_NAME), flags | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return _ask(os.path.join(directory, QUERY_NAME), command)
+    failed = None
+    with _closing(descriptor):
         try:
             if asks:
                 os.write(descriptor, command.to_json())
         except OSError as error:
             failed = error
-        pieces = []
+        return _reply(descriptor, failed)
+
+
+def _ask(directory: bytes, command: Command) -> Reply:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for name in query_names(command.to_json()):
+        with _closing(descriptor):
+            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=descriptor)
+    with _closing(descriptor):
+        return _reply(descriptor, None)
+
+
+def _reply(descriptor: int, failed: OSError | None) -> Reply:
+    """All that there is to read, after a failure of the command its reason."""
+    pieces = []
+    try:
         while piece := os.read(descriptor, 1 << 20):
             pieces.append(piece)
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        failed = error
     reply: Reply = json.loads(b"".join(pieces)) if pieces else {}
     if failed is not None:
         if "error" not in reply:
             raise failed
         raise CommandFailed(reply["error"]["code"], reply["error"]["message"])
     return reply
+
+
+@contextlib.contextmanager
+def _closing(descriptor: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(descriptor)

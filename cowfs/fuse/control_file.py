@@ -1,5 +1,7 @@
 """The control directory of a mount: `.cowfs` in the root, by lookup only, and the file `control` in it.
 
+With it lie `snapshots` (see `trees`) and `query` (see there), by which a mount is asked that is read-only for the kernel.
+
 One write is one command; a command that fails fails its write with its errno, and reading the same descriptor gives the
 JSON reply either way. What a descriptor reads is a stream of its own: positions say nothing, except that reading at
 position 0 starts the reply again. `docs/CONTROL.md` has the grammar.
@@ -24,11 +26,14 @@ from cowfs.fs.attributes import Attributes
 from cowfs.fs.snapshot import Snapshots
 from cowfs.fuse import convert
 from cowfs.fuse.handlers import DirectoryHandle
+from cowfs.fuse.query import QueryDirectory, QueryHandle
 from cowfs.fuse.trees import SnapshotFolder, Trees
 
 DIRECTORY_NODE = convert.CONTROL_NODES | 1
 FILE_NODE = convert.CONTROL_NODES | 2
 FOLDER_NODE = convert.CONTROL_NODES | 3
+QUERY_NODE = convert.CONTROL_NODES | 4
+FIRST_QUERY_NODE = convert.CONTROL_NODES | 5
 _BLOCK_SIZE = 4096
 _NOT_LOGGED = (control.INFO.words, ("scrub", "status"))  # asked often, and changing nothing
 
@@ -79,12 +84,15 @@ class ControlDirectory:
         self._host = host
         self._uid, self._gid = os.getuid(), os.getgid()
         self._time = time.time_ns()
+        self._query = QueryDirectory(QUERY_NODE, FIRST_QUERY_NODE, host, (self._uid, self._gid), self._time)
         self.folder: SnapshotFolder | None = None
         if snapshots is not None:
             self.folder = SnapshotFolder(FOLDER_NODE, trees, snapshots, (self._uid, self._gid), self._time)
 
     def lookup(self, node: int, name: bytes) -> pyfuse3.EntryAttributes:
-        """The entry of a name in the control directory."""
+        """The entry of a name in the control directory, or in one of its directories."""
+        if self._query.has(node):
+            return self.entry(DIRECTORY_NODE) if (node, name) == (QUERY_NODE, b"..") else self._query.lookup(node, name)
         if node not in (DIRECTORY_NODE, FOLDER_NODE):
             raise NotADirectory
         if name == b".":
@@ -97,10 +105,14 @@ class ControlDirectory:
             return self.entry(FOLDER_NODE)
         if name == control.FILE_NAME:
             return self.entry(FILE_NODE)
+        if name == control.QUERY_NAME:
+            return self.entry(QUERY_NODE)
         raise NotFound
 
     def entry(self, node: int) -> pyfuse3.EntryAttributes:
         """Attributes of one of the nodes."""
+        if self._query.has(node):
+            return self._query.entry(node)
         if node == FOLDER_NODE and self.folder is not None:
             return convert.entry(self.folder.attributes(), node)
         if node == DIRECTORY_NODE:
@@ -126,18 +138,27 @@ class ControlDirectory:
                 return
 
     def _names(self, node: int) -> builtins.list[tuple[bytes, int]]:
+        if self._query.has(node):
+            return [(b".", node), (b"..", DIRECTORY_NODE)]
         if node == FOLDER_NODE and self.folder is not None:
             return [(b".", FOLDER_NODE), (b"..", DIRECTORY_NODE), *self.folder.names()]
         names = [(b".", DIRECTORY_NODE), (b"..", DIRECTORY_NODE), (control.FILE_NAME, FILE_NODE)]
+        names.append((control.QUERY_NAME, QUERY_NODE))
         return names if self.folder is None else [*names, (control.SNAPSHOTS_NAME, FOLDER_NODE)]
 
-    def open(self, node: int, uid: int) -> ControlHandle:
-        """A descriptor for commands. Root and the mounting user may command."""
-        if node != FILE_NODE:
-            raise NotFound
+    async def open(self, node: int, uid: int) -> ControlHandle | QueryHandle:
+        """A descriptor for commands, or for the reply to one. Root and the mounting user may command."""
         if uid not in (0, self._uid):
             raise NotPermitted
+        if self._query.has(node):
+            return await self._query.open(node)
+        if node != FILE_NODE:
+            raise NotFound
         return ControlHandle(self._host)
+
+    def forget(self, node: int, count: int) -> None:
+        """The kernel takes lookups back."""
+        self._query.forget(node, count)
 
 
 def _unopened(node: int) -> pyfuse3.EntryAttributes:

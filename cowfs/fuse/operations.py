@@ -48,6 +48,7 @@ from cowfs.fuse.control_file import DIRECTORY_NODE, ControlDirectory, ControlHan
 from cowfs.fuse.handlers import DirectoryHandle, FileHandle, answers, changes, waits
 from cowfs.fuse.lost import LostWrites
 from cowfs.fuse.options import MountOptions
+from cowfs.fuse.query import QueryHandle
 from cowfs.fuse.trees import ROOT_NODE, Trees
 from cowfs.ondisk.acl import ACCESS_NAME
 
@@ -216,7 +217,9 @@ class Operations(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """The kernel takes lookups back. There is nobody to answer an error to; the log has it."""
         for node, count in inode_list:
-            if node < convert.CONTROL_NODES and node & convert.INODE_MASK != ROOT_NODE:
+            if node >= convert.CONTROL_NODES:
+                self._control.forget(node, count)
+            elif node & convert.INODE_MASK != ROOT_NODE:
                 with contextlib.suppress(FUSEError):
                     await self._forget(node, count)
 
@@ -295,11 +298,18 @@ class Operations(pyfuse3.Operations):
 
     # --- files ---
 
-    @changes
-    def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         """Opens a file; the kernel has checked the permission, and leaves O_TRUNC to us."""
         if inode >= convert.CONTROL_NODES:
-            return self._opened(self._control.open(inode, ctx.uid), direct=True)
+            return await self._open_control(inode, ctx)
+        return await self._open(inode, flags, ctx)
+
+    @waits
+    async def _open_control(self, node: int, ctx: RequestContext) -> FileInfo:
+        return self._opened(await self._control.open(node, ctx.uid), direct=True)
+
+    @changes
+    def _open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         tree, ino = self._place(inode)
         kills = ctx.uid != 0
         writes = flags & os.O_ACCMODE != os.O_RDONLY
@@ -319,7 +329,7 @@ class Operations(pyfuse3.Operations):
     def read(self, fh: int, off: int, size: int) -> bytes:
         """Bytes of a file; fewer than asked for at its end."""
         handle = self._handles[fh]
-        if isinstance(handle, ControlHandle):
+        if isinstance(handle, ControlHandle | QueryHandle):
             return handle.read(off, size)
         tree: Filesystem = handle.tree
         data = tree.read(handle.ino, off, size)
@@ -380,7 +390,7 @@ class Operations(pyfuse3.Operations):
     @waits
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Everything done so far becomes durable, this file's part with it."""
-        if not isinstance(self._handles[fh], ControlHandle):
+        if isinstance(self._handles[fh], FileHandle):
             await self.commits.commit()
 
     # --- directories ---
@@ -475,7 +485,7 @@ class Operations(pyfuse3.Operations):
         self._handles[self._handle_number] = handle
         return self._handle_number
 
-    def _opened(self, handle: FileHandle | ControlHandle, *, direct: bool) -> FileInfo:
+    def _opened(self, handle: FileHandle | ControlHandle | QueryHandle, *, direct: bool) -> FileInfo:
         return FileInfo(fh=self._register(handle), direct_io=direct, keep_cache=True)
 
     def _space_is_short(self) -> bool:

@@ -3,14 +3,19 @@
 The words are those of mount(8): comma-separated, several `-o` add up, the last word wins. What mount(8) hands through
 for its own purposes (`auto`, `user`, `x-*`, ...) is accepted and means nothing here. Every other unknown word is an
 error, so that a misspelt option never passes for a working one.
+
+A backslash takes the special meaning from the character behind it, as libfuse has it: `\\,` is a comma in a name, `\\\\` a
+backslash; with three octal digits it is that byte (`\\054` is a comma, too, which no other program on the way sees).
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from cowfs.errors import InvalidArgument
 from cowfs.fs.attributes import AtimeMode
@@ -18,6 +23,9 @@ from cowfs.fs.attributes import AtimeMode
 COMMIT_SECONDS_DEFAULT = 10.0
 COMMIT_SECONDS_MIN = 0.01
 COMMIT_SECONDS_MAX = 86_400.0
+_WORD: Final = re.compile(r"(?:[^,\\]|\\.|\\\Z)*", re.DOTALL)
+_ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2}|.?)", re.DOTALL)
+_SPECIAL: Final = re.compile(r"[,\\\s]")
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class MountOptions:
         if self.superblock is not None:
             words.append(f"superblock={self.superblock}")
         if self.snapshot is not None:
-            words.append(f"snapshot={os.fsdecode(self.snapshot)}")
+            words.append("snapshot=" + _SPECIAL.sub(_octal, os.fsdecode(self.snapshot)))
         return words + sorted(self.kernel)
 
 
@@ -106,8 +114,9 @@ def parse(arguments: Iterable[str], *, log: str | None = None, superblock: str |
     if superblock is not None:
         values["superblock"] = superblock_number(superblock)
     kernel: set[str] = set()
-    for word in (word.strip() for argument in arguments for word in argument.split(",")):
+    for word in (word for argument in arguments for word in _split(argument)):
         name, equals, value = word.partition("=")
+        value = unescaped(value)
         if not word or word in _MEANINGLESS or name.startswith("x-") or (name == "comment" and equals):
             continue
         if word in _FLAGS:
@@ -130,6 +139,27 @@ def parse(arguments: Iterable[str], *, log: str | None = None, superblock: str |
     if options.superblock is not None and not options.read_only:
         raise InvalidArgument("superblock= chooses an older state to look at, so it needs ro")
     return options
+
+
+def _split(argument: str) -> list[str]:
+    """The words between the commas that no backslash stands before, without blanks around them; escapes stay."""
+    return [word.strip() for word in _WORD.findall(argument) if word.strip()]
+
+
+def unescaped(text: str) -> str:
+    """`text` with what its backslashes stand for. Raises InvalidArgument for one that nothing follows."""
+
+    def meaning(match: re.Match[bytes]) -> bytes:
+        code = match[1]
+        if not code:
+            raise InvalidArgument(f"nothing follows the last backslash in '{text}'")
+        return bytes((int(code, 8),)) if len(code) == 3 else code
+
+    return os.fsdecode(_ESCAPE.sub(meaning, os.fsencode(text)))
+
+
+def _octal(match: re.Match[str]) -> str:
+    return "".join(f"\\{byte:03o}" for byte in os.fsencode(match[0]))
 
 
 def superblock_number(text: str) -> int:

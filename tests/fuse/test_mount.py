@@ -240,7 +240,7 @@ def test_a_growing_directory_is_listed_once(folder: Path) -> None:
 
 def test_the_control_directory_is_in_no_listing(shared: Place) -> None:
     assert ".cowfs" not in os.listdir(shared.mountpoint)
-    assert os.listdir(shared.mountpoint / ".cowfs") == ["control", "snapshots"]
+    assert os.listdir(shared.mountpoint / ".cowfs") == ["control", "query", "snapshots"]
     found = run("find", shared.mountpoint, "-name", "control").stdout
     assert found == ""
 

@@ -67,6 +67,8 @@ def test_log_and_superblock_may_come_by_themselves() -> None:
         ("ro,superblock=3", "there are superblocks 1 and 2, not '3'"),
         ("superblock=1", "needs ro"),
         ("fsname=x", "unknown mount option 'fsname=x'"),
+        ("snapshot=a\\", "nothing follows the last backslash"),
+        ("snapshot=", "unknown mount option 'snapshot='"),
     ],
 )
 def test_a_wrong_word_is_refused_in_one_line(words: str, message: str) -> None:
@@ -82,6 +84,37 @@ def test_a_wrong_word_is_refused_in_one_line(words: str, message: str) -> None:
 def test_words_give_the_same_options_again(words: str) -> None:
     options = parse([words])
     assert parse([",".join(options.words())]) == options
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        (r"a\,b", b"a,b"),
+        (r"a\054b", b"a,b"),
+        (r"a\\b", b"a\\b"),
+        (r"a\\\,b", b"a\\,b"),
+        (r"a\\054", b"a\\054"),
+        (r"a\=\b", b"a=b"),
+        (r"\040 \040", b"   "),
+        (r"\377\303\251", b"\xff\xc3\xa9"),
+        ("a=b", b"a=b"),
+    ],
+)
+def test_a_backslash_takes_the_special_meaning_away(word: str, name: bytes) -> None:
+    options = parse([f"ro,snapshot={word},sync"])
+    assert (options.snapshot, options.read_only, options.sync) == (name, True, True)
+    assert parse([",".join(options.words())]) == options
+
+
+@pytest.mark.parametrize("name", [bytes((byte,)) for byte in range(1, 256) if byte not in b"\n/"])
+def test_every_name_of_a_snapshot_survives_the_words(name: bytes) -> None:
+    options = MountOptions(snapshot=name + b"," + name)
+    assert parse([",".join(options.words())]) == options
+
+
+def test_a_comma_behind_an_escaped_backslash_ends_the_word() -> None:
+    assert parse([r"snapshot=a\\,ro"]) == MountOptions(snapshot=b"a\\", read_only=True)
+    assert parse([r"log=/a\,b"]).log == "/a,b"
 
 
 def test_writes_are_cached_only_where_nobody_minds() -> None:
