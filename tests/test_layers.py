@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cowfs.fuse",),
     ("cowfs.control",),
     ("cowfs.check",),
+    ("cowfs.export",),
     ("cowfs.fs",),
     ("cowfs.storage",),
     ("cowfs.ondisk",),

@@ -60,7 +60,7 @@ class BlockReader:
         self.block_size = state.geometry.block_size
         self.num_blocks = state.geometry.num_blocks
         self.zeros = bytes(self.block_size)
-        self.nowhere = frozenset((f.NO_BLOCK, *state.zero_blocks))
+        self.nowhere = frozenset((f.NO_BLOCK, *(state.zero_blocks or (f.FOREIGN_HOLE,))))
         self.unreadable: set[int] = set()
         self.damaged: dict[int, tuple[int, int]] = {}
         self._kept: tuple[int, array.array[int]] = (-1, array.array("I"))

@@ -329,7 +329,7 @@ class TreeWalk:
         count = 0
         for i in range(inside):
             block = words[i]
-            if block == hole and block != f.NO_BLOCK:
+            if (block == hole and block != f.NO_BLOCK) or (block == f.FOREIGN_HOLE and self.foreign):
                 continue
             if block == f.NO_BLOCK:
                 if not self.foreign:

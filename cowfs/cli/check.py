@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cowfs.cli.output import printable, show_json
+from cowfs.cli.place import Place, place_of, place_options
 from cowfs.cli.target import unmounted
 from cowfs.errors import CowfsError, InvalidArgument
 
@@ -21,12 +22,7 @@ EXIT_OPERATIONAL = 8
 @click.command()
 @click.argument("image", type=click.Path(readable=False))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option(
-    "--superblock",
-    type=click.Choice(["1", "2"]),
-    help="Look at the state of superblock slot N; with --repair, go back to it.",
-    metavar="N",
-)
+@place_options
 @click.option("--repair", is_flag=True, help="Repair what can be repaired, in one commit.")
 @click.option("--dry-run", is_flag=True, help="With --repair: only say what would be done.")
 @click.option(
@@ -44,6 +40,8 @@ EXIT_OPERATIONAL = 8
 def check(
     image: str,
     as_json: bool,
+    offset: int | None,
+    partition: int | None,
     superblock: str | None,
     repair: bool,
     dry_run: bool,
@@ -53,19 +51,22 @@ def check(
     """Check all of the volume in IMAGE; changes nothing unless --repair is given.
 
     A repair is a commit like any other: until the next one the old state stays in the other superblock slot. It is written
-    only if it leaves fewer problems than there were. Exit codes, as fsck(8): 0 clean, 1 all problems corrected, 4 problems
-    found, or left by a repair, 8 the check could not be made, as on a mounted image.
+    only if it leaves fewer problems than there were; with --superblock it goes back to that slot's state. Exit codes, as
+    fsck(8): 0 clean, 1 all problems corrected, 4 problems found, or left by a repair, 8 the check could not be made, as on
+    a mounted image.
     """
     if not repair and (dry_run or target or zero_bad_blocks):
         raise click.UsageError("--dry-run, --to and --zero-bad-blocks go with --repair")
-    number = int(superblock) if superblock else None
+    place = place_of(offset, partition, superblock)
+    if repair and not place.whole and not (dry_run or target):
+        raise click.UsageError("a part of an image is not repaired in place: give --to NEW")
     try:
         if repair:
-            return _show_repair(_repair(image, number, dry_run, target, zero_bad_blocks), dry_run, as_json)
+            return _show_repair(_repair(image, place, dry_run, target, zero_bad_blocks), dry_run, as_json)
         from cowfs.check import check_device
 
-        with unmounted(image) as device:
-            report = check_device(device, superblock=number)
+        with unmounted(image, place=place) as device:
+            report = check_device(device, superblock=place.superblock)
     except CowfsError as error:
         click.echo(f"cowfs: {error}", err=True)
         return EXIT_OPERATIONAL
@@ -77,14 +78,14 @@ def check(
     return report.exit_code
 
 
-def _repair(image: str, superblock: int | None, dry_run: bool, target: str | None, zero_bad_blocks: bool) -> Repair:
+def _repair(image: str, place: Place, dry_run: bool, target: str | None, zero_bad_blocks: bool) -> Repair:
     from cowfs.check.repair import copy_device, plan_repair
     from cowfs.storage.device import FileDevice
 
     if target is not None and os.path.lexists(target):
         raise InvalidArgument(f"{target} exists")
-    with unmounted(image, writable=not dry_run and target is None) as device:
-        plan = plan_repair(device, superblock=superblock, zero_bad_blocks=zero_bad_blocks)
+    with unmounted(image, writable=not dry_run and target is None, place=place) as device:
+        plan = plan_repair(device, superblock=place.superblock, zero_bad_blocks=zero_bad_blocks)
         if dry_run or not plan.slots:
             return plan
         if target is None:

@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from cowfs import control
 from cowfs.cli.output import printable, show_json, show_table, size_text, time_text
+from cowfs.cli.place import place_of, place_options
 from cowfs.cli.target import carry_out, unmounted
+from cowfs.errors import NotAVolume
 
 
 @click.command()
 @click.argument("target", metavar="IMAGE|MNT", type=click.Path(readable=False))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info(target: str, as_json: bool) -> None:
-    """Show what a volume is, how full it is, and where it is mounted."""
-    reply = carry_out(target, control.INFO)
+@place_options
+def info(target: str, as_json: bool, offset: int | None, partition: int | None, superblock: str | None) -> None:
+    """Show what a volume is, how full it is, and where it is mounted.
+
+    Of a whole disk's image, show its partitions.
+    """
+    place = place_of(offset, partition, superblock)
+    try:
+        reply = carry_out(target, control.INFO, place=place)
+    except NotAVolume:
+        if not place.whole or not _show_partitions(target, as_json):
+            raise
+        return
     if as_json:
         show_json(reply)
     else:
         show_table(_info_rows(reply))
+
+
+def _show_partitions(image: str, as_json: bool) -> bool:
+    """Shows the partitions of a disk's image; whether it has any."""
+    from cowfs.storage.partitions import read_partitions
+
+    with unmounted(image) as device:
+        partitions = read_partitions(device)
+    if as_json and partitions:
+        show_json({"image": device.name, "partitions": [asdict(partition) for partition in partitions]})
+    else:
+        for partition in partitions:
+            click.echo(partition.to_text())
+    return bool(partitions)
 
 
 def _info_rows(reply: control.Reply) -> list[tuple[str, str]]:
@@ -50,10 +78,8 @@ def _info_rows(reply: control.Reply) -> list[tuple[str, str]]:
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("image", type=click.Path(readable=False))
 @click.argument("what", nargs=-1)
-@click.option(
-    "--superblock", type=click.Choice(["1", "2"]), help="Look at the state of superblock slot N.", metavar="N"
-)
-def dump(image: str, what: tuple[str, ...], superblock: str | None) -> None:
+@place_options
+def dump(image: str, what: tuple[str, ...], offset: int | None, partition: int | None, superblock: str | None) -> None:
     """Show in words what lies in IMAGE, sound or not; nothing is verified.
 
     WHAT is one of: superblock (without WHAT), slots, boot, manifest, inode N, directory N, xattrs N, orphans, tree NAME,
@@ -61,6 +87,7 @@ def dump(image: str, what: tuple[str, ...], superblock: str | None) -> None:
     """
     from cowfs.check.dump import dump_lines
 
-    with unmounted(image) as device:
-        for line in dump_lines(device, what, superblock=int(superblock) if superblock else None):
+    place = place_of(offset, partition, superblock)
+    with unmounted(image, place=place) as device:
+        for line in dump_lines(device, what, superblock=place.superblock):
             click.echo(printable(line))

@@ -21,7 +21,7 @@ from cowfs.fuse import daemon
     metavar="OPTIONS",
     multiple=True,
     help="ro, rw, commit=SECONDS, noxattr, nowriteback, allow_other, noatime, relatime, strictatime, sync, "
-    "superblock=1|2, snapshot=NAME, log=FILE, and mount(8)'s generic ones.",
+    "superblock=1|2, snapshot=NAME, offset=BYTES, partition=N, log=FILE, and mount(8)'s generic ones.",
 )
 @click.option("--foreground", is_flag=True, help="Serve until it is unmounted; log to standard error.")
 @click.option("--log", metavar="FILE", type=click.Path(readable=False), help="Log to FILE instead of syslog.")

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from cowfs import __version__
-from cowfs.cli import check, crashtest, image, mount, scrub, snapshot
+from cowfs.cli import check, crashtest, image, mount, reading, scrub, snapshot
 from cowfs.errors import CowfsError
 
 EXIT_FAILURE = 1
@@ -54,6 +54,11 @@ for _command in (
     crashtest.crashtest,
     scrub.scrub,
     image.dump,
+    reading.ls,
+    reading.cat,
+    reading.extract,
+    reading.hash_,
+    reading.timeline,
     snapshot.snapshot,
     snapshot.rollback,
     snapshot.df,

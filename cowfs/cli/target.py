@@ -9,17 +9,24 @@ from typing import TYPE_CHECKING
 
 from cowfs import control
 from cowfs.cli.output import require_mount
-from cowfs.errors import Busy, ReadOnly
+from cowfs.cli.place import Place
+from cowfs.errors import Busy, NotAVolume, ReadOnly
 from cowfs.fuse import mounts
 
 if TYPE_CHECKING:
-    from cowfs.storage.device import FileDevice
+    from cowfs.storage.device import Device
+
+_WHOLE = Place()
 
 
 @contextlib.contextmanager
-def unmounted(image: str, *, writable: bool = False) -> Iterator[FileDevice]:
-    """The device of an image that nobody else is writing to, or, with `writable`, uses at all. Raises Busy, DeviceError."""
+def unmounted(image: str, *, writable: bool = False, place: Place = _WHOLE) -> Iterator[Device]:
+    """The device of an image that nobody else is writing to, or, with `writable`, uses at all; or a part of it.
+
+    Raises Busy, DeviceError, InvalidArgument; NotAVolume that is raised meanwhile gets to know of partitions.
+    """
     from cowfs.storage.device import FileDevice
+    from cowfs.storage.partitions import not_a_volume
 
     found = [mount for mount in mounts.of_image(image) if not mounts.is_dead(mount)]
     if found:
@@ -27,7 +34,9 @@ def unmounted(image: str, *, writable: bool = False) -> Iterator[FileDevice]:
     device = FileDevice.open(image, read_only=not writable)
     try:
         device.lock(exclusive=writable)
-        yield device
+        yield place.part_of(device)
+    except NotAVolume as error:
+        raise (not_a_volume(device, error) if place.whole else error) from None
     finally:
         device.close()
 
@@ -39,9 +48,12 @@ def mount_of(target: str) -> mounts.Mount | None:
     return next((mount for mount in mounts.of_image(target) if not mounts.is_dead(mount)), None)
 
 
-def carry_out(target: str, command: control.Command, *, write: bool = False) -> control.Reply:
-    """The reply to a command. `write`: it changes something. Raises the CowfsError of its failure."""
-    mount = mount_of(target)
+def carry_out(target: str, command: control.Command, *, write: bool = False, place: Place = _WHOLE) -> control.Reply:
+    """The reply to a command. `write`: it changes something; with a `place` it is about an image, and does not.
+
+    Raises the CowfsError of its failure.
+    """
+    mount = None if place.given else mount_of(target)
     if mount is not None:
         return control.send(mount.mountpoint, command)
     from cowfs.control import commands
@@ -50,8 +62,8 @@ def carry_out(target: str, command: control.Command, *, write: bool = False) -> 
     from cowfs.fs.snapshot import Snapshots
     from cowfs.storage.volume import Volume
 
-    with unmounted(target, writable=write) as device:
-        volume = Volume.open(device, read_only=not write)
+    with unmounted(target, writable=write, place=place) as device:
+        volume = Volume.open(device, read_only=not write, superblock=place.superblock)
         if volume.foreign:
             return commands.run(command, Offline(Filesystem(volume)))
         if write and volume.read_only:

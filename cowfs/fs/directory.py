@@ -23,6 +23,7 @@ from __future__ import annotations
 import array
 import itertools
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Final
 
 from cowfs.errors import Corrupt
@@ -355,7 +356,7 @@ class Directories:
         self._trees = volume.trees
         self._foreign = volume.foreign
         self._block_size = volume.geometry.block_size
-        self._volume_bytes = volume.geometry.num_blocks * volume.geometry.block_size
+        self._volume_bytes = min(volume.geometry.num_blocks * volume.geometry.block_size, volume.device.size())
         self._names = names
         self._codec = c.EntryCodec(volume.geometry.order)
         self._hot: OrderedDict[int, Directory] = OrderedDict()
@@ -458,6 +459,9 @@ class Directories:
             raise Corrupt(f"{what}: size", wanted=f"<= {self._volume_bytes}", found=size)
         if self._foreign:
             return self._load_foreign(inode)
+        if size > READ_BYTES:
+            for _ in self._runs(inode):
+                pass
         if size == 0 or size % self._block_size:
             raise Corrupt(f"{what}: size", wanted=f"a multiple of {self._block_size}", found=size)
         raw = bytearray()
@@ -477,32 +481,61 @@ class Directories:
             raise Corrupt(f"{what} does not begin with '.' and '..'")
         return raw
 
+    def _runs(self, inode: Inode) -> Iterator[tuple[int, int]]:
+        """The runs of blocks that a directory's entries lie in, (first, count), at most READ_BYTES each; NO_BLOCK: a hole.
+
+        Raises Corrupt where a block is there twice: else a few blocks could be a directory as large as memory.
+        """
+        seen: set[int] = set()
+        most = max(1, READ_BYTES // self._block_size)
+        for first, count in self._trees.runs(inode.root, 0, -(-inode.root.size // self._block_size)):
+            if first == f.NO_BLOCK:
+                yield first, count
+                continue
+            for start in range(first, first + count, most):
+                blocks = range(start, min(start + most, first + count))
+                if not seen.isdisjoint(blocks):
+                    raise Corrupt(f"directory {inode.number} has the same block twice", block=start)
+                seen.update(blocks)
+                yield start, len(blocks)
+
     def _load_foreign(self, inode: Inode) -> bytearray:
         """A directory as others write it, in our form: no gaps, zero padding, unsigned checksums, '.' and '..' first."""
-        read = bytes(self._trees.read(inode.root, 0, inode.root.size))
         codec = self._codec
         parent = inode.number
-        entries = []
-        for offset in range(0, len(read) - _ENTRY + 1, _ENTRY):
-            entry = read[offset : offset + _ENTRY]
-            number = codec.number_at(entry, 0)
-            length = entry[_KEY]
-            if number == 0 or length == 0:
+        entries = bytearray()
+        left = inode.root.size
+        for first, count in self._runs(inode):
+            size = min(left, count * self._block_size)
+            left -= size
+            if first == f.NO_BLOCK:
                 continue
-            if length == _LONG:
-                slot = codec.slot_at(entry, 0)
-                try:
-                    checksum = long_name_checksum(self._names.read(slot))
-                except Corrupt:
-                    checksum = codec.checksum_at(entry, 0)  # whoever asks for the name meets the damage
-                entries.append(codec.long(number, slot, checksum))
+            read = self._trees.store.read_run(first, count)
+            if not read.strip(b"\0"):
                 continue
-            if length <= f.SHORT_NAME_MAX:
-                name = entry[c.NAME_OFFSET : c.NAME_OFFSET + length]
+            for offset in range(0, size - _ENTRY + 1, _ENTRY):
+                entry = read[offset : offset + _ENTRY]
+                number = codec.number_at(entry, 0)
+                if number == 0 or entry[_KEY] == 0:
+                    continue
+                entry, name = self._foreign_entry(entry, number)
                 if name == b"..":
                     parent = number
-                if name in (b".", b".."):
-                    continue
-                entry = codec.short(number, name)
-            entries.append(entry)
-        return bytearray(b"".join([codec.short(inode.number, b"."), codec.short(parent, b".."), *entries]))
+                if name not in (b".", b".."):
+                    entries += entry
+        return bytearray(codec.short(inode.number, b".") + codec.short(parent, b"..")) + entries
+
+    def _foreign_entry(self, entry: bytes, number: int) -> tuple[bytes, bytes]:
+        """A foreign entry in our form, and its name if it is a short one."""
+        length = entry[_KEY]
+        if length <= f.SHORT_NAME_MAX:
+            name = entry[c.NAME_OFFSET : c.NAME_OFFSET + length]
+            return self._codec.short(number, name), name
+        if length != _LONG:
+            return entry, b""
+        slot = self._codec.slot_at(entry, 0)
+        try:
+            checksum = long_name_checksum(self._names.read(slot))
+        except Corrupt:
+            checksum = self._codec.checksum_at(entry, 0)  # whoever asks for the name meets the damage
+        return self._codec.long(number, slot, checksum), b""

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cowfs.errors import Busy, CowfsError, DeviceError, InvalidArgument
+from cowfs.errors import Busy, CowfsError, DeviceError, InvalidArgument, NotAVolume
 from cowfs.fuse import mounts
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def run(image: str, mountpoint: str, options: MountOptions, *, detach: bool, rep
     `detach`: standard error belongs to a starter, who waits for `READY`. `report` shows one line to the user.
     """
     from cowfs.fuse import server
+    from cowfs.storage.partitions import not_a_volume, open_part
     from cowfs.storage.volume import Volume
 
     _start_log(options.log, to_stderr=not detach)
@@ -83,7 +84,12 @@ def run(image: str, mountpoint: str, options: MountOptions, *, detach: bool, rep
     device = _open(os.path.realpath(image), read_only=options.read_only)
     try:
         _lock(device, exclusive=not device.read_only)
-        volume = Volume.open(device, read_only=options.read_only, superblock=options.superblock)
+        part = open_part(device, offset=options.offset, partition=options.partition)
+        volume = Volume.open(part, read_only=options.read_only, superblock=options.superblock)
+    except NotAVolume as error:
+        hint = not_a_volume(device, error) if part is device else error
+        device.close()
+        raise hint from None
     except BaseException:
         device.close()
         raise

@@ -40,6 +40,10 @@ class MountOptions:
     atime: AtimeMode = AtimeMode.RELATIME
     sync: bool = False
     superblock: int | None = None
+    offset: int | None = None
+    """Where in the image the volume begins, in bytes."""
+    partition: int | None = None
+    """The partition of a disk's image that the volume is in."""
     snapshot: bytes | None = None
     """The snapshot or clone that is mounted as the root, instead of the live tree."""
     log: str | None = None
@@ -67,6 +71,10 @@ class MountOptions:
             words.append("sync")
         if self.superblock is not None:
             words.append(f"superblock={self.superblock}")
+        if self.offset is not None:
+            words.append(f"offset={self.offset}")
+        if self.partition is not None:
+            words.append(f"partition={self.partition}")
         if self.snapshot is not None:
             words.append("snapshot=" + _SPECIAL.sub(_octal, os.fsdecode(self.snapshot)))
         return words + sorted(self.kernel)
@@ -129,6 +137,8 @@ def parse(arguments: Iterable[str], *, log: str | None = None, superblock: str |
             values["commit_seconds"] = _seconds(value)
         elif name == "superblock" and equals:
             values["superblock"] = superblock_number(value)
+        elif name in ("offset", "partition") and equals:
+            values[name] = _number(name, value)
         elif name == "snapshot" and value:
             values["snapshot"] = os.fsencode(value)
         elif name == "log" and value:
@@ -138,6 +148,8 @@ def parse(arguments: Iterable[str], *, log: str | None = None, superblock: str |
     options = MountOptions(kernel=frozenset(kernel), **values)  # type: ignore[arg-type]
     if options.superblock is not None and not options.read_only:
         raise InvalidArgument("superblock= chooses an older state to look at, so it needs ro")
+    if (options.offset is not None or options.partition is not None) and not options.read_only:
+        raise InvalidArgument("offset= and partition= choose a part of an image to look at, so they need ro")
     return options
 
 
@@ -166,6 +178,12 @@ def superblock_number(text: str) -> int:
     """1 or 2. Raises InvalidArgument."""
     if text not in ("1", "2"):
         raise InvalidArgument(f"there are superblocks 1 and 2, not '{text}'")
+    return int(text)
+
+
+def _number(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise InvalidArgument(f"{name}= wants a number, not '{text}'")
     return int(text)
 
 

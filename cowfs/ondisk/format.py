@@ -34,6 +34,7 @@ POINTER_SIZE: Final = 4
 POINTER_COUNT: Final = 16
 NO_BLOCK: Final = 0xFFFFFFFF  # beyond the end of a file
 NO_BLOCK_POINTERS: Final = (NO_BLOCK,) * POINTER_COUNT
+FOREIGN_HOLE: Final = 0xFFFFFFFE  # in volumes of QNX 7.1 and later
 LEVEL_MAX: Final = 3  # of every tree that another driver walks
 SYSTEM_LEVEL_MAX: Final = 4  # of trees that only we walk (checksums of a large volume with 512-byte blocks)
 FOREIGN_LEVEL_MAX: Final = 5  # what Linux accepts for root nodes

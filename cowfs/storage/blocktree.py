@@ -51,6 +51,7 @@ class BlockTrees:
     def __init__(self, store: BlockStore, zero_blocks: tuple[int, ...], tx: Transaction | None) -> None:
         self.store = store
         self.zero_blocks = zero_blocks
+        self._holes = frozenset((f.NO_BLOCK, *(zero_blocks or (f.FOREIGN_HOLE,))))
         self.epoch = 0  # grows at each seal, snapshot and clone
         self._tx = tx
         self._block_size = store.block_size
@@ -151,6 +152,11 @@ class BlockTrees:
             return f.NO_BLOCK
         return words[slot]
 
+    def gap(self, root: Root, index: int) -> int:
+        """How many leaves from `index` on are holes together because nothing is stored above them; 0: something is."""
+        words, _, room = self._container(root, index)
+        return room if words is None else 0
+
     def leaf(self, root: Root, index: int) -> Buffer:
         """Leaf `index` of a metadata tree, for reading only; zeros for a hole. Valid until the next change."""
         pointer = self.pointer(root, index)
@@ -158,7 +164,7 @@ class BlockTrees:
 
     def is_hole(self, pointer: int) -> bool:
         """Whether a pointer names no block of its own."""
-        return pointer == f.NO_BLOCK or pointer in self.zero_blocks
+        return pointer in self._holes
 
     # --- writing ---
 

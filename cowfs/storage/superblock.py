@@ -83,9 +83,8 @@ def read_slots(device: Device, base: int = 0) -> SlotSet:
             reasons.append(found)
             break
     magic_seen = magic_seen or _boot_pointer(device, base) is not None
-    first_slot1 = slots[1].geometry.slot1 if 1 in slots else f.SLOT1_OFFSET
-    for offset in _slot2_candidates(device, base, slots.get(1)):
-        found = _try_slot(device, base, offset, 2, first_slot1, errors)
+    for offset, slot1 in _slot2_candidates(device, base, slots.get(1)):
+        found = _try_slot(device, base, offset, 2, slot1, errors)
         if isinstance(found, Slot):
             slots[2] = found
             break
@@ -149,21 +148,23 @@ def _boot_pointer(device: Device, base: int) -> f.SlotPointer | None:
     return pointer if pointer.magic == f.SLOT_POINTER_MAGIC and pointer.checksum == crc32c(raw[:-4]) else None
 
 
-def _slot2_candidates(device: Device, base: int, slot1: Slot | None) -> list[int]:
-    """Offsets at which slot 2 may lie, the likeliest first."""
-    candidates: list[int] = []
-    if slot1 is not None:
-        candidates.append(slot1.geometry.slot_offsets[1])
+def _slot2_candidates(device: Device, base: int, slot1: Slot | None) -> list[tuple[int, int]]:
+    """Offsets at which slot 2 may lie, the likeliest first, each with where slot 1 is inside the volume then."""
+    candidates: list[tuple[int, int]] = []
     size = device.size()
+    if slot1 is not None:
+        candidates.append((slot1.geometry.slot_offsets[1], slot1.geometry.slot1))
     pointer = _boot_pointer(device, base)
     if pointer is not None:
-        candidates.append(base + pointer.slot2_offset)
+        candidates.append((base + pointer.slot2_offset, f.SLOT1_OFFSET))
     if slot1 is None:
-        room = size - base - f.DATA_OFFSET - f.SLOT_AREA_SIZE
-        for block_size in f.BLOCK_SIZES:
-            candidates.append(base + f.DATA_OFFSET + room // block_size * block_size)
-        candidates.append(size - f.SLOT_AREA_SIZE)
-    usable = [offset for offset in candidates if f.DATA_OFFSET <= offset <= size - f.RECORD_SIZE]
+        candidates.append((size - f.SLOT_AREA_SIZE, f.SLOT1_OFFSET))
+        for start in (f.SLOT1_OFFSET, 0):
+            for block_size in f.FOREIGN_BLOCK_SIZES:
+                empty = Geometry(block_size, 0, base=base, slot1=start)
+                room = (size - empty.end) // block_size * block_size
+                candidates.append((empty.slot_offsets[1] + room, start))
+    usable = [(at, start) for at, start in candidates if base + f.SLOT_AREA_SIZE <= at <= size - f.RECORD_SIZE]
     return list(dict.fromkeys(usable))
 
 

@@ -117,7 +117,7 @@ class Volume:
         slots = read_slots(device, base)
         notes = list(slots.notes)
         slot, unreadable = _choose(device, slots, superblock, notes)
-        _require_whole(device, slot)
+        notes += _cut_short(device, slot)
         reason = "opened read-only" if read_only else "the image is read-only" if device.read_only else unreadable
         if slot.extension is None:
             reason = reason or "a foreign volume, without the cowfs extension area: never written"
@@ -129,7 +129,8 @@ class Volume:
         volume = cls(device, slot, read_only_reason=reason)
         volume.notes += notes
         volume.clock = clock
-        volume.serial = max(slots.serial_max, slot.serial)
+        if not reason:  # the next commit's is above both
+            volume.serial = max(slots.serial_max, slot.serial)
         volume._manifests = {number for number, found in slots.slots.items() if found.manifest}
         if not volume.read_only:
             volume.commit_empty()
@@ -504,11 +505,15 @@ def _choose(device: Device, slots: SlotSet, wanted: int | None, notes: list[str]
     return other, unreadable
 
 
-def _require_whole(device: Device, slot: Slot) -> None:
-    """Raises Corrupt where the device ends before the volume does."""
+def _cut_short(device: Device, slot: Slot) -> list[str]:
+    """Raises Corrupt where the device ends before the volume does; a foreign volume is read as far as it is there."""
     wanted = slot.geometry.end if slot.extension else slot.geometry.slot_offsets[1] + f.RECORD_SIZE
-    if device.size() < wanted:
-        raise Corrupt(f"{device.name} is cut short: its superblock says {wanted} bytes, it has {device.size()}")
+    if device.size() >= wanted:
+        return []
+    text = f"{device.name} is cut short: its superblock says {wanted} bytes, it has {device.size()}"
+    if slot.extension is not None:
+        raise Corrupt(text)
+    return [text]
 
 
 def manifest_problem(device: Device, slot: Slot) -> str:

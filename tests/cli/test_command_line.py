@@ -31,17 +31,22 @@ from cowfs.storage.mkvolume import make_volume
 from cowfs.storage.volume import Volume
 
 COMMANDS = (
+    "cat",
     "check",
     "crashtest",
     "df",
     "diff",
     "dump",
+    "extract",
+    "hash",
     "info",
+    "ls",
     "mount",
     "rollback",
     "scrub",
     "snapshot",
     "sync",
+    "timeline",
     "umount",
 )
 UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
