@@ -143,6 +143,11 @@ class Anchor(Record):
     spare: int = at(0x10, "I", "0")
 
 
+def no_anchor() -> Anchor:
+    """Twenty zero bytes, as in a record that is not ours."""
+    return Anchor(bytes(len(ANCHOR_MAGIC)), 0, 0)
+
+
 @record(RECORD_SIZE, spare=((0x1E5, 3),))
 @dataclass(slots=True)
 class Superblock(Record):

@@ -23,6 +23,7 @@ from cowfs.errors import Corrupt, NotFound, NotPermitted
 from cowfs.ondisk import format as f
 from cowfs.storage.children import Child
 from cowfs.storage.snapshots import SnapshotTable
+from cowfs.storage.superblock import build_slot
 from cowfs.storage.tree import Tree
 
 if TYPE_CHECKING:
@@ -191,6 +192,21 @@ class Forest:
                 tree.store_in(record)
                 if record.pack() != before:
                     self.table.replace(place, record)
+
+    def exported_record(self, place: int) -> bytes:
+        """A superblock record that names the tree at a place as if it were the live one, for readers that know only qnx6.
+
+        In both slots of a copy of the image it lets them see that tree: a snapshot is a committed superblock. The bitmap,
+        the counts of blocks and the serial are the present ones; there is no anchor, so it never passes for a slot of ours.
+        What an open clone has changed since the last seal is not in it. Raises NotFound, Corrupt, DeviceError.
+        """
+        record = self.table.get(place)
+        superblock = f.Superblock.unpack(self._volume.superblock.pack())
+        superblock.inode, superblock.longfile = record.inode, record.longfile
+        superblock.num_inodes, superblock.free_inodes = record.num_inodes, record.free_inodes
+        superblock.serial = self._volume.serial
+        superblock.anchor = f.no_anchor()
+        return build_slot(superblock, None, ())[0]
 
     def place_of(self, tree_id: int) -> int:
         """The place of an open tree's record. Raises NotFound."""
