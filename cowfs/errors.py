@@ -70,9 +70,16 @@ class ReadOnly(CowfsError):
 
 
 class NoSpace(CowfsError):
-    """No free block or no free inode, and nothing that is waiting to become free would help."""
+    """No free block or no free inode, and nothing that is waiting to become free would help.
+
+    `missing` is how many more free blocks would do; None where that is not what is missing.
+    """
 
     errno = errno.ENOSPC
+
+    def __init__(self, message: str = "", *, missing: int | None = None) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class SpaceShort(NoSpace):

@@ -27,6 +27,13 @@ from cowfs.ondisk.times import decode_time
 from cowfs.storage.device import Device
 
 _HEX_COLUMNS: Final = 16
+_SNAPSHOT_FLAGS: Final = (
+    (f.SNAPSHOT_WRITABLE, "clone"),
+    (f.SNAPSHOT_INTERNAL, "internal"),
+    (f.SNAPSHOT_PROTECTED, "protected"),
+    (f.SNAPSHOT_PIN, "pin"),
+    (f.SNAPSHOT_AUTOMATIC, "automatic"),
+)
 _HEX_FIELDS: Final = frozenset({"magic", "checksum", "flags", "compatible", "read_only_compatible", "incompatible"})
 _OCTAL_FIELDS: Final = frozenset({"mode"})
 RECORD_TREES: Final = {"inodes": "inode", "bitmap": "bitmap", "longnames": "longfile"}
@@ -355,7 +362,9 @@ def _reclaim(view: View, _: list[str]) -> Iterator[str]:
 def _snapshots(view: View, _: list[str]) -> Iterator[str]:
     if view.state.extension is not None:
         for place, record in snapshot_records(view.reader, view.state.extension.snapshots):
-            yield f"snapshot {record.id} {_shown(record.name[: record.name_length])} at place {place}"
+            words = [word for flag, word in _SNAPSHOT_FLAGS if record.flags & flag]
+            name = _shown(record.name[: record.name_length])
+            yield ", ".join([f"snapshot {record.id} {name} at place {place}", *words])
             yield from fields(record)
 
 

@@ -12,8 +12,9 @@ from cowfs.check.trees import FileTree
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
 
-KNOWN_FLAGS = f.SNAPSHOT_WRITABLE | f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PROTECTED | f.SNAPSHOT_PIN
+KNOWN_FLAGS = f.SNAPSHOT_WRITABLE | f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PROTECTED | f.SNAPSHOT_PIN | f.SNAPSHOT_AUTOMATIC
 PIN_FLAGS = f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PIN
+NEVER_AUTOMATIC = f.SNAPSHOT_WRITABLE | f.SNAPSHOT_INTERNAL
 
 
 def snapshot_records(reader: BlockReader, root: f.RootNode) -> Iterator[tuple[int, f.SnapshotRecord]]:
@@ -124,6 +125,8 @@ def _record_failure(record: f.SnapshotRecord, extension: f.Extension) -> str:
         return f"a pin with flags {record.flags:#x}"
     if record.next_pin and not record.flags & f.SNAPSHOT_PIN:
         return f"no pin, but pin {record.next_pin} follows"
+    if record.flags & f.SNAPSHOT_AUTOMATIC and record.flags & NEVER_AUTOMATIC:
+        return f"flags {record.flags:#x}: only snapshots with a name can be automatic"
     least = 0 if record.flags & f.SNAPSHOT_INTERNAL else 1
     if not least <= record.name_length <= f.SNAPSHOT_NAME_MAX or record.description_length > f.SNAPSHOT_DESCRIPTION_MAX:
         return f"a name of {record.name_length} bytes, a description of {record.description_length}"

@@ -9,6 +9,7 @@ import click
 from cowfs import control
 from cowfs.cli.output import printable, show_json, show_table, size_text, time_text
 from cowfs.cli.place import place_of, place_options
+from cowfs.cli.policy import policy_text
 from cowfs.cli.target import carry_out, unmounted
 from cowfs.errors import NotAVolume
 
@@ -65,6 +66,8 @@ def _info_rows(reply: control.Reply) -> list[tuple[str, str]]:
         ("inodes", f"{reply['inodes'] - reply['inodes_free']} used, {reply['inodes_free']} free"),
         ("commit", str(reply["serial"])),
     ]
+    if reply["policy"] is not None:
+        rows.append(("policy", policy_text(reply["policy"])))
     mount = reply["mount"]
     if mount is None:
         rows.append(("mounted", "no"))

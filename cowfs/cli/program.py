@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from cowfs import __version__
-from cowfs.cli import check, crashtest, image, mount, reading, scrub, snapshot
+from cowfs.cli import check, crashtest, image, mount, policy, reading, scrub, snapshot
 from cowfs.errors import CowfsError
 
 EXIT_FAILURE = 1
@@ -60,6 +60,7 @@ for _command in (
     reading.hash_,
     reading.timeline,
     snapshot.snapshot,
+    policy.policy,
     snapshot.rollback,
     snapshot.df,
     snapshot.diff,

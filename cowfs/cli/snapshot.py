@@ -56,7 +56,7 @@ def list_(target: str, as_json: bool) -> None:
     width = max((len(printable(info["name"])) for info in infos), default=0)
     for info in infos:
         kind = "clone" if info["writable"] else "snapshot"
-        words = [kind, *(["protected"] if info["protected"] else []), info["description"]]
+        words = [kind, *(word for word in ("automatic", "protected") if info[word]), info["description"]]
         click.echo(printable(f"{info['created']}  {printable(info['name']):<{width}}  {' '.join(words)}".rstrip()))
 
 
@@ -203,7 +203,10 @@ def _show(info: dict[str, Any], as_json: bool) -> None:
         ("created", info["created"]),
         (
             "kind",
-            ("clone, writable" if info["writable"] else "snapshot") + (", protected" if info["protected"] else ""),
+            ", ".join(
+                ["clone, writable" if info["writable"] else "snapshot"]
+                + [word for word in ("automatic", "protected") if info[word]]
+            ),
         ),
         ("origin", "the live tree" if info["origin"] == 0 else f"snapshot {info['origin']}"),
         ("commit", str(info["serial"])),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 from cowfs import __version__
-from cowfs.control import scrub, snapshots
+from cowfs.control import policy, scrub, snapshots
 from cowfs.control.host import Host, finish
 from cowfs.control.specification import Arguments, Specification
 from cowfs.control.wire import Command, Reply
@@ -45,6 +45,9 @@ COMMANDS: dict[str, Specification] = {
     "info": Specification(_info, reads=True),
     "sync": Specification(_sync, reads=True),
     **snapshots.COMMANDS,
+    "policy set": Specification(policy.set_policy, options=frozenset({"every", "keep", "thin-when-short"})),
+    "policy show": Specification(policy.show_policy, reads=True),
+    "policy clear": Specification(policy.clear_policy),
     "scrub start": Specification(scrub.start, options=frozenset({"rate", "restart"}), reads=True),
     "scrub status": Specification(scrub.status, reads=True),
     "scrub stop": Specification(scrub.stop, reads=True),
@@ -56,6 +59,7 @@ def describe(filesystem: Filesystem) -> Reply:
     volume = filesystem.volume
     record, extension, geometry = volume.superblock, volume.extension, volume.geometry
     space = filesystem.statfs()
+    rolling, _ = policy.stored_policy(volume)
     return {
         "image": volume.device.name,
         "uuid": str(uuid.UUID(bytes=bytes(record.volume_id))),
@@ -71,6 +75,7 @@ def describe(filesystem: Filesystem) -> Reply:
         "inodes": space.files,
         "inodes_free": space.files_free,
         "snapshots": 0 if volume.foreign else volume.forest.named_count,
+        "policy": None if rolling is None else rolling.to_json(),
         "reclaim": 0 if volume.foreign else volume.reclaim.count,
         "serial": volume.serial,
         "formatted": record.ctime,

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 from cowfs.check.scrub import Work, answered
+from cowfs.control.policy import Rolling
 from cowfs.control.scrub import Scrubber
 from cowfs.control.wire import Reply
 from cowfs.errors import NoSpace, NotSupported
@@ -41,6 +42,11 @@ class Host(Protocol):
         """Where and how the volume is mounted; None for an image that is not."""
         ...
 
+    @property
+    def has_open_files(self) -> bool:
+        """Whether a file is open: without one, there is nothing that `flush_dirty_pages` could find."""
+        ...
+
     async def flush_dirty_pages(self) -> None:
         """Brings what write(2) has returned, and the kernel still keeps, into the volume."""
         ...
@@ -59,6 +65,15 @@ class Host(Protocol):
 
     async def work(self, steps: Steps[R]) -> R:
         """The result of a long computation that changes nothing, with other requests between its slices."""
+        ...
+
+    async def aside(self, function: Callable[[], R]) -> R:
+        """The result of a function that knows nothing of the volume and may take a while."""
+        ...
+
+    @property
+    def rolling(self) -> Rolling:
+        """The rolling snapshots of the volume. Raises NotSupported on a foreign volume."""
         ...
 
     @property
@@ -82,6 +97,8 @@ class Offline:
         self._filesystem = filesystem
         self._snapshots = snapshots
         self._scrubber: Scrubber | None = None
+        self._rolling: Rolling | None = None
+        self.has_open_files = False
         self.mount: Reply | None = None
 
     @property
@@ -116,6 +133,17 @@ class Offline:
     async def work(self, steps: Steps[R]) -> R:
         """Computes it in one go."""
         return run_steps(steps)
+
+    async def aside(self, function: Callable[[], R]) -> R:
+        """Computes it here and now."""
+        return function()
+
+    @property
+    def rolling(self) -> Rolling:
+        """The rolling snapshots of the volume, which nobody carries out while it is not mounted."""
+        if self._rolling is None:
+            self._rolling = Rolling(self.snapshots)
+        return self._rolling
 
     @property
     def scrubber(self) -> Scrubber:

@@ -145,6 +145,7 @@ def describe(info: SnapshotInfo) -> Reply:
         "description": _text(info.description),
         "writable": info.writable,
         "protected": info.protected,
+        "automatic": info.automatic,
         "origin": info.origin,
         "serial": info.serial,
     }

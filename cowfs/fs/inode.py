@@ -326,6 +326,11 @@ class InodeTable:
             self.make_writable(inode)
         self._late_atimes.clear()
 
+    @property
+    def has_changes(self) -> bool:
+        """Whether inodes were changed that are not written back yet."""
+        return bool(self._dirty)
+
     def forget_late_atimes(self) -> None:
         """Gives waiting access times up: there is no room to write them."""
         for inode in self._late_atimes.values():

@@ -4,6 +4,9 @@ Duty: what people do with trees: take, list, rename, protect, delete, roll back,
 of these is a constant amount of work, are `storage.forest`'s business. A change here becomes durable with the next commit,
 which the caller makes: creating and rolling back promise it.
 
+What a policy for rolling snapshots made is marked as *automatic*, and remembered (`automatic`). Whoever renames one of these
+makes it his own.
+
 A rollback makes a new `Filesystem` of the live tree: the old object, and whatever was learned from it (inode numbers held
 by the kernel, open handles), belongs to a tree that is no more, and must not be used.
 
@@ -19,6 +22,7 @@ from typing import Final
 
 from cowfs.errors import Exists, InvalidArgument, NameTooLong, NotFound, NotPermitted
 from cowfs.fs.attributes import NANOSECONDS, AtimeMode
+from cowfs.fs.automatic import AutomaticSnapshots
 from cowfs.fs.clock import file_time
 from cowfs.fs.filesystem import Filesystem
 from cowfs.ondisk import format as f
@@ -29,6 +33,7 @@ from cowfs.storage.volume import Tier, Volume
 
 OPEN_TREES_MAX: Final = 64  # trees without users that are kept ready
 BEFORE_ROLLBACK: Final = b"before-rollback-"
+AUTOMATIC: Final = b"auto-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class SnapshotInfo:
     origin: int
     writable: bool
     protected: bool
+    automatic: bool
 
 
 class Snapshots:
@@ -58,6 +64,7 @@ class Snapshots:
     ) -> None:
         self.volume = volume
         self.live = Filesystem(volume, clock=clock, atime=atime)
+        self.automatic = AutomaticSnapshots(self._table)
         self._clock = clock
         self._atime = atime
         self._filesystems: dict[int, Filesystem] = {}  # of snapshots and clones, the one used longest ago first
@@ -101,6 +108,10 @@ class Snapshots:
             raise NotFound
         return self._filesystems[tree_id]
 
+    def now(self) -> int:
+        """The time, in nanoseconds since 1970."""
+        return self._clock()
+
     def all_open(self) -> list[Filesystem]:
         """The live filesystem and those of all trees in use."""
         return [self.live, *self._filesystems.values()]
@@ -114,18 +125,24 @@ class Snapshots:
 
         Raises Exists, InvalidArgument, NameTooLong, NotFound, NoSpace, SpaceShort, before anything changes.
         """
-        self._check(name, description)
         origin = None if source is None else self.find(source)
+        flags = f.SNAPSHOT_WRITABLE if writable else 0
+        return self._create(
+            name, description, flags, self.volume.live if origin is None else origin.place, self._clock()
+        )
+
+    def create_automatic(self) -> SnapshotInfo:
+        """Takes a snapshot of the live tree for a policy, and names it after the time. Raises NoSpace, SpaceShort."""
+        now = self._clock()
+        return self._create(self._name_by_time(AUTOMATIC, now), b"", f.SNAPSHOT_AUTOMATIC, self.volume.live, now)
+
+    def _create(self, name: bytes, description: bytes, flags: int, source: Tree | int, now: int) -> SnapshotInfo:
+        self._check(name, description)
         with self.volume.operation():
             self.volume.admit(self.volume.forest.take_cost)
             self._write_back()
-            place, record = self.volume.forest.take(
-                name,
-                description,
-                flags=f.SNAPSHOT_WRITABLE if writable else 0,
-                source=self.volume.live if origin is None else origin.place,
-                created=max(self._clock(), 0),
-            )
+            place, record = self.volume.forest.take(name, description, flags=flags, source=source, created=max(now, 0))
+        self.automatic.note(place, record)
         return _info(place, record)
 
     def delete(self, names: Sequence[bytes]) -> list[SnapshotInfo]:
@@ -143,17 +160,21 @@ class Snapshots:
             for info in infos:
                 self._forget(info.id)
                 self.volume.forest.drop(info.place)
+                self.automatic.forget(info.id)
         return infos
 
     def rename(self, name: bytes, new_name: bytes) -> SnapshotInfo:
-        """Gives a snapshot or clone another name. Raises NotFound, Exists, InvalidArgument, NameTooLong."""
+        """Gives a snapshot or clone another name; an automatic one is so no more.
+
+        Raises NotFound, Exists, InvalidArgument, NameTooLong.
+        """
         info = self.find(name)
         if name == new_name:
             return info
         with self.volume.operation():
             self.volume.admit(self.volume.forest.take_cost)
             self._table.rename(info.place, new_name)
-            self._changed()
+            self._set_flags(info.place, off=f.SNAPSHOT_AUTOMATIC)
         return self.find(new_name)
 
     def protect(self, name: bytes, *, on: bool) -> SnapshotInfo:
@@ -161,10 +182,10 @@ class Snapshots:
         info = self.find(name)
         with self.volume.operation():
             self.volume.admit(TREE_COST, Tier.SYSTEM)
-            record = self._table.get(info.place)
-            record.flags = record.flags & ~f.SNAPSHOT_PROTECTED | (f.SNAPSHOT_PROTECTED if on else 0)
-            self._table.replace(info.place, record)
-            self._changed()
+            if on:
+                self._set_flags(info.place, on=f.SNAPSHOT_PROTECTED)
+            else:
+                self._set_flags(info.place, off=f.SNAPSHOT_PROTECTED)
         return self.find(name)
 
     def pin(self, tree: Tree) -> Tree:
@@ -194,7 +215,7 @@ class Snapshots:
         Raises NotFound, NoSpace, SpaceShort, Exists. Newer snapshots stay. `live` is another object afterwards.
         """
         target = self.find(name)
-        save_as = None if discard else self._name_for_the_present()
+        save_as = None if discard else self._name_by_time(BEFORE_ROLLBACK, self._clock())
         with self.volume.operation():
             self.volume.admit(self.volume.forest.take_cost, Tier.SYSTEM)
             self._write_back()
@@ -218,7 +239,11 @@ class Snapshots:
     def _table(self) -> SnapshotTable:
         return self.volume.forest.table
 
-    def _changed(self) -> None:
+    def _set_flags(self, place: int, *, on: int = 0, off: int = 0) -> None:
+        record = self._table.get(place)
+        record.flags = record.flags & ~off | on
+        self._table.replace(place, record)
+        self.automatic.note(place, record)
         assert self.volume.tx is not None
         self.volume.tx.changes += 1
 
@@ -235,16 +260,17 @@ class Snapshots:
             raise InvalidArgument("a description has no NUL byte")
         self._table.check_new_name(name)
 
-    def _name_for_the_present(self) -> bytes:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock() // NANOSECONDS)).encode()
-        name = BEFORE_ROLLBACK + moment
+    def _name_by_time(self, prefix: bytes, now: int) -> bytes:
+        """A name that is not taken: the prefix and the second, and a number where there are several."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now // NANOSECONDS)).encode()
+        name = prefix + moment
         number = 1
         while True:
             try:
                 self._table.check_new_name(name)
             except Exists:
                 number += 1
-                name = BEFORE_ROLLBACK + moment + b"-%d" % number
+                name = prefix + moment + b"-%d" % number
             else:
                 return name
 
@@ -274,4 +300,5 @@ def _info(place: int, record: f.SnapshotRecord) -> SnapshotInfo:
         record.origin,
         bool(record.flags & f.SNAPSHOT_WRITABLE),
         bool(record.flags & f.SNAPSHOT_PROTECTED),
+        bool(record.flags & f.SNAPSHOT_AUTOMATIC),
     )

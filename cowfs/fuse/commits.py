@@ -2,7 +2,8 @@
 
 Duty: fsync, the timer and the control file ask for commits; callers share them. While one is being written, all who
 come later wait for the next, which is sealed when the one before is published. Memory and space run short: commits are
-started, or waited for, before more is accepted. Subtrees that wait to be dropped are dropped in slices in between.
+started, or waited for, before more is accepted. Subtrees that wait to be dropped are dropped in slices in between. Where all
+of that does not help, whoever knows what can be spared is asked (`spare`).
 
 Invariants:
 - `CommitScheduler.commit` returns only when a commit is durable that holds everything done before it was called.
@@ -13,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import trio
@@ -60,6 +61,10 @@ class CommitScheduler:
         """
         volume.inline_commits = False
         self.commits = 0
+        self.spare: Callable[[int], Awaitable[bool]] | None = None
+        """Deletes what can be spared where that frees so many blocks more; whether it did."""
+        self._sparing = trio.Lock()
+        self._spared = 0
         self._volume = volume
         self._interval = interval
         self._free_orphans = free_orphans
@@ -136,7 +141,27 @@ class CommitScheduler:
                 return operation()
             except SpaceShort:
                 continue
+            except NoSpace as error:
+                if not await self.make_space(error):
+                    raise
         raise NoSpace
+
+    async def make_space(self, error: NoSpace) -> bool:
+        """After an operation failed for want of space: whether something was deleted, so that `retry` may help.
+
+        Who waits while another operation has something deleted is told to try again.
+        """
+        if self.spare is None or error.missing is None or isinstance(error, SpaceShort):
+            return False
+        if self._sparing.statistics().owner is trio.lowlevel.current_task():
+            return False  # what is short is the deletion itself
+        spared = self._spared
+        async with self._sparing:
+            if self._spared != spared:
+                return True
+            helped = await self.spare(error.missing)
+            self._spared += helped
+            return helped
 
     def _check_alive(self) -> None:
         """Raises the failure after which nothing becomes durable any more, whoever met it."""

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from cowfs.errors import SpaceShort
+from cowfs.errors import NoSpace, SpaceShort
 from cowfs.fs import Filesystem, Listing
 from cowfs.fuse import convert
 from cowfs.fuse.commits import CommitScheduler
@@ -61,6 +61,10 @@ def changes(
             try:
                 result = function(self, *args, **kwargs)
             except SpaceShort:
+                result = await commits.retry(functools.partial(function, self, *args, **kwargs))
+            except NoSpace as error:
+                if not await commits.make_space(error):
+                    raise
                 result = await commits.retry(functools.partial(function, self, *args, **kwargs))
             if self.commits_each:
                 await commits.commit()

@@ -6,10 +6,13 @@ A slice is short, so no request waits long for it. A failure of the work ends th
 from __future__ import annotations
 
 import logging
+import math
 
 import trio
 
 from cowfs.check.scrub import Read, Work
+from cowfs.control.host import Host
+from cowfs.control.policy import Rolling
 from cowfs.errors import DeviceError
 from cowfs.storage.device import Device
 
@@ -34,3 +37,23 @@ async def run_job(device: Device, steps: Work) -> None:
         log.exception("work in the background failed")
     finally:
         steps.close()
+
+
+async def carry_out_policy(rolling: Rolling, host: Host) -> None:
+    """Takes and thins rolling snapshots as the policy of the volume says, until it is cancelled."""
+    changed = trio.Event()
+
+    def wake() -> None:
+        changed.set()
+
+    rolling.on_change = wake
+    rolling.carried_out = True
+    while True:
+        changed = trio.Event()
+        seconds = rolling.seconds_to_next_look()
+        with trio.move_on_after(math.inf if seconds is None else seconds):
+            await changed.wait()
+        try:
+            await rolling.look(host)
+        except Exception:
+            log.exception("rolling snapshots failed")

@@ -349,6 +349,11 @@ class Operations(pyfuse3.Operations):
                 self._lose(handle.node)
             raise
 
+    @property
+    def has_open_files(self) -> bool:
+        """Whether a file is open."""
+        return any(isinstance(handle, FileHandle) for handle in self._handles.values())
+
     def _in_folder(self, parent_node: int) -> bool:
         return self._folder is not None and parent_node == self._folder.node
 

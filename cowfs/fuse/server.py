@@ -22,14 +22,15 @@ import trio
 
 from cowfs.check.scrub import Work
 from cowfs.control import Reply
+from cowfs.control.policy import Rolling
 from cowfs.control.scrub import Scrubber
-from cowfs.errors import Busy, CowfsError, NotSupported, SpaceShort
+from cowfs.errors import Busy, CowfsError, NoSpace, NotSupported, SpaceShort
 from cowfs.fs.filesystem import Filesystem
 from cowfs.fs.snapshot import Snapshots
 from cowfs.fs.steps import Steps
 from cowfs.fuse import loop, mounts
 from cowfs.fuse.commits import CommitScheduler
-from cowfs.fuse.jobs import run_job
+from cowfs.fuse.jobs import carry_out_policy, run_job
 from cowfs.fuse.operations import Operations
 from cowfs.fuse.options import MountOptions, fuse_options
 from cowfs.fuse.trees import Trees, in_thread, root_names
@@ -79,8 +80,11 @@ class Server:
         self._stopping = False
         self._on_ready = on_ready
         self._scrubber: Scrubber | None = None
+        self._rolling: Rolling | None = None
         self._nursery: trio.Nursery | None = None
         self.operations = Operations(self.trees, self._snapshots, self.commits, self, options)
+        if self._snapshots is not None and options.snapshot is None and not volume.read_only:
+            self.commits.spare = self._spare
 
     @property
     def filesystem(self) -> Filesystem:
@@ -93,6 +97,25 @@ class Server:
         if self._snapshots is None:
             raise NotSupported("a foreign volume has no snapshots")
         return self._snapshots
+
+    @property
+    def rolling(self) -> Rolling:
+        """The rolling snapshots of the volume. Raises NotSupported on a foreign volume."""
+        if self._rolling is None:
+            self._rolling = Rolling(self.snapshots)
+        return self._rolling
+
+    async def _spare(self, missing: int) -> bool:
+        return await self.rolling.make_space(self, missing)
+
+    @property
+    def has_open_files(self) -> bool:
+        """Whether the kernel has a file open; when it closes one, it writes back what it kept of it."""
+        return self.operations.has_open_files
+
+    async def aside(self, function: Callable[[], R]) -> R:
+        """Computes it in another thread."""
+        return await trio.to_thread.run_sync(function)
 
     @property
     def scrubber(self) -> Scrubber:
@@ -111,6 +134,10 @@ class Server:
         try:
             result = operation()
         except SpaceShort:
+            result = await self.commits.retry(operation)
+        except NoSpace as error:
+            if not await self.commits.make_space(error):
+                raise
             result = await self.commits.retry(operation)
         self.commits.start_reclaim()
         return result
@@ -184,6 +211,8 @@ class Server:
         log.info("%s is mounted on %s", self.filesystem.volume.device.name, self._mountpoint)
         if self._on_ready is not None:
             self._on_ready()
+        if self.commits.spare is not None and self._nursery is not None:
+            self._nursery.start_soon(carry_out_policy, self.rolling, self)
 
     async def _stop_on_signals(self) -> None:
         # While no receiver is open, a late signal must not break off the clean end.

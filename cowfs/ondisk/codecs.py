@@ -20,6 +20,22 @@ def offset_of(kind: type[Record], name: str) -> int:
 
 STATUS_OFFSET: Final = offset_of(f.DiskInode, "status")
 
+_ATIME_BYTES: Final = [
+    offset + byte
+    for offset in (offset_of(f.DiskInode, "atime"), offset_of(f.DiskInode, "atime_extra"))
+    for byte in range(4)
+]
+
+
+def without_access_times(leaf: Buffer) -> bytearray:
+    """A block of the inode file with zeros for the access times of all its inodes."""
+    result = bytearray(leaf)
+    zeros = bytes(len(result) // f.INODE_SIZE)
+    for offset in _ATIME_BYTES:
+        result[offset :: f.INODE_SIZE] = zeros
+    return result
+
+
 ENTRY_SIZE: Final = f.DIRECTORY_ENTRY_SIZE
 KEY_OFFSET: Final = offset_of(f.ShortEntry, "length")
 """A directory entry is an inode number and a key; the key of a short entry is its length byte and padded name."""

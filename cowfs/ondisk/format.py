@@ -368,6 +368,7 @@ SNAPSHOT_WRITABLE: Final = 0x1
 SNAPSHOT_INTERNAL: Final = 0x2
 SNAPSHOT_PROTECTED: Final = 0x4
 SNAPSHOT_PIN: Final = 0x8
+SNAPSHOT_AUTOMATIC: Final = 0x10  # made by the policy for rolling snapshots, which may delete it
 
 
 @record(1024)
@@ -376,7 +377,7 @@ class SnapshotRecord(Record):
     """One snapshot or clone: of a committed superblock the root nodes and the counters that make a tree."""
 
     id: int = at(0x000, "I", "number, never reused; 0: an empty place of the table")
-    flags: int = at(0x004, "I", "1: writable clone, 2: internal, 4: protected, 8: pin")
+    flags: int = at(0x004, "I", "1: writable clone, 2: internal, 4: protected, 8: pin, 16: automatic")
     created: int = at(0x008, "Q", "time of creation, nanoseconds since 1970")
     origin: int = at(0x010, "I", "id of the snapshot that it was made from; 0: the live tree")
     num_inodes: int = at(0x014, "I", "inodes in the inode file")

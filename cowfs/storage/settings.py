@@ -13,7 +13,7 @@ from typing import Any
 
 from cowfs.errors import Corrupt, FileTooBig, InvalidArgument
 from cowfs.ondisk import format as f
-from cowfs.storage.volume import Volume
+from cowfs.storage.volume import Tier, Volume
 
 
 class Settings:
@@ -48,7 +48,7 @@ class Settings:
         """The value of a setting; None where there is none. Raises Corrupt, DeviceError."""
         return self.all().get(name)
 
-    def put(self, name: str, value: Any) -> None:
+    def put(self, name: str, value: Any, tier: Tier = Tier.WRITE) -> None:
         """Sets a setting to what JSON can hold; None takes it away. Settings that make no sense are replaced.
 
         Raises ReadOnly, NoSpace, SpaceShort, FileTooBig (all settings together), Corrupt, DeviceError, before anything
@@ -79,7 +79,7 @@ class Settings:
         pieces = [(at, data[at : at + size]) for at in range(0, len(data), size)]
         changed = [(at, piece) for at, piece in pieces if at + len(piece) > tree.size or self._at(at, piece) != piece]
         with volume.operation():
-            volume.admit(2 * len(changed) + f.SYSTEM_LEVEL_MAX)
+            volume.admit(2 * len(changed) + f.SYSTEM_LEVEL_MAX, tier)
             assert volume.tx is not None
             volume.tx.changes += 1
             for at, piece in changed:

@@ -69,6 +69,11 @@ class SnapshotTable:
             if record.id:
                 yield place, record
 
+    @property
+    def places(self) -> int:
+        """All records lie at lower places than this one."""
+        return self._places
+
     # --- changing ---
 
     def insert(self, record: f.SnapshotRecord) -> int:

@@ -342,7 +342,7 @@ class Volume:
             if self._bring_forward():
                 continue
             if not self.reclaim.ready:
-                raise NoSpace
+                raise NoSpace(missing=self._floor(tier) + blocks - self._available)
             if not self.inline_commits:
                 raise SpaceShort
             self.reclaim_slice()

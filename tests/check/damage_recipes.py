@@ -684,6 +684,13 @@ def snapshot_with_unknown_flag(image: Image, inodes: Inodes) -> None:
 
 
 @recipe(p.SNAPSHOT_RECORD)
+def automatic_clone(image: Image, inodes: Inodes) -> None:
+    record = image.snapshot(1, b"first")
+    record.flags = f.SNAPSHOT_WRITABLE | f.SNAPSHOT_AUTOMATIC
+    image.add_snapshots([record])
+
+
+@recipe(p.SNAPSHOT_RECORD)
 def snapshot_without_name(image: Image, inodes: Inodes) -> None:
     image.add_snapshots([image.snapshot(1, b"")])
 

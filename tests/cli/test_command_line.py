@@ -42,6 +42,7 @@ COMMANDS = (
     "info",
     "ls",
     "mount",
+    "policy",
     "rollback",
     "scrub",
     "snapshot",

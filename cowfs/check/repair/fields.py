@@ -10,7 +10,7 @@ from cowfs.check.reader import State
 from cowfs.check.repair.overlay import SECTOR
 from cowfs.check.repair.workspace import Workspace, root_node
 from cowfs.check.slots import COUNTER_MAX, boot_records
-from cowfs.check.tables import KNOWN_FLAGS, PIN_FLAGS
+from cowfs.check.tables import KNOWN_FLAGS, NEVER_AUTOMATIC, PIN_FLAGS
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
 
@@ -129,6 +129,9 @@ def _mend_record(ws: Workspace, record: f.SnapshotRecord, names: set[bytes]) -> 
     if record.flags & f.SNAPSHOT_PIN and record.flags != PIN_FLAGS:
         record.flags = PIN_FLAGS
         ws.say("it is a pin and nothing else", tree=record.id)
+    if record.flags & f.SNAPSHOT_AUTOMATIC and record.flags & NEVER_AUTOMATIC:
+        record.flags &= ~f.SNAPSHOT_AUTOMATIC
+        ws.say("it is automatic no more", tree=record.id)
     if record.origin >= ws.extension.snapshot_id:
         record.origin = 0
         ws.say("what it was made from is forgotten", tree=record.id)
