@@ -1,10 +1,9 @@
-"""Real programs and real trees on a mount: tar, git, SQLite; and a kill in the middle of an unpack."""
+"""A real tree on a mount, unpacked by tar; and a kill in the middle of that. More programs are in tests/apps."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import sqlite3
 import stat
 import subprocess
 import sysconfig
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mounting import ROOT, Place, cowfs, run
+from mounting import Place, cowfs, run
 
 pytestmark = pytest.mark.fuse
 
@@ -94,85 +93,6 @@ def test_a_large_tree_is_the_same_after_the_next_mount(place: Place, tree: tuple
     found = describe(place.mountpoint)
     assert found.keys() == wanted.keys()
     assert [name for name in wanted if found[name] != wanted[name]] == []
-
-
-def test_git_clone_fsck_and_commit(place: Place, tmp_path: Path) -> None:
-    environment = os.environ | {
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_CONFIG_SYSTEM": os.devnull,
-        "GIT_AUTHOR_NAME": "A",
-        "GIT_AUTHOR_EMAIL": "a@example.org",
-        "GIT_COMMITTER_NAME": "A",
-        "GIT_COMMITTER_EMAIL": "a@example.org",
-    }
-
-    def git(*words: object) -> str:
-        return run("git", *words, env=environment).stdout
-
-    source = tmp_path / "source"
-    git("init", "-q", source)
-    for turn in range(30):
-        for path in sorted(ROOT.glob("cowfs/**/*.py")):
-            copy = source / path.relative_to(ROOT)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(path.read_bytes() + b"# %d\n" % turn)
-        git("-C", source, "add", ".")
-        git("-C", source, "commit", "-qm", f"turn {turn}")
-    place.make(128)
-    place.mount()
-    clone = place.mountpoint / "clone"
-    git("clone", "-q", "--no-hardlinks", source, clone)
-    git("-C", clone, "fsck", "--strict")
-    (clone / "new").write_text("x")
-    git("-C", clone, "add", "new")
-    git("-C", clone, "commit", "-qm", "on the mount")
-    git("-C", clone, "gc", "-q", "--aggressive", "--prune=now")
-    place.remount()
-    git("-C", clone, "fsck", "--strict")
-    assert git("-C", clone, "status", "--porcelain") == ""
-    assert len(git("-C", clone, "log", "--oneline").splitlines()) == 31
-
-
-@pytest.mark.parametrize(("mode", "count"), [("delete", 1000), ("wal", 300)])
-def test_sqlite_transactions(place: Place, mode: str, count: int) -> None:
-    place.make(64)
-    place.mount()
-    path = place.mountpoint / "data.sqlite"
-    with sqlite3.connect(path, isolation_level=None) as database:
-        assert database.execute(f"PRAGMA journal_mode={mode}").fetchone() == (mode,)
-        database.execute("PRAGMA synchronous=FULL")
-        database.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, text TEXT)")
-        for number in range(count):
-            database.execute("INSERT INTO t VALUES (?, ?)", (number, f"row {number}" * 20))
-        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    database.close()
-    place.remount()
-    with sqlite3.connect(path) as database:
-        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        assert database.execute("SELECT count(*), max(id) FROM t").fetchone() == (count, count - 1)
-    database.close()
-
-
-def test_a_committed_transaction_survives_a_kill(place: Place) -> None:
-    place.make(64)
-    place.mount("-o", "commit=3600")
-    path = place.mountpoint / "data.sqlite"
-    database = sqlite3.connect(path, isolation_level=None)
-    # With FULL, the removal of the journal, which is the commit, is not synced: the last transaction may be undone.
-    database.execute("PRAGMA synchronous=EXTRA")
-    database.execute("CREATE TABLE t (id INTEGER PRIMARY KEY)")
-    for number in range(50):
-        database.execute("INSERT INTO t VALUES (?)", (number,))
-    place.kill()
-    with pytest.raises(sqlite3.Error):
-        database.execute("INSERT INTO t VALUES (50)")
-    database.close()
-    cowfs("umount", place.mountpoint)
-    place.mount()
-    with sqlite3.connect(path) as database:
-        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        assert database.execute("SELECT count(*) FROM t").fetchone() == (50,)
-    database.close()
 
 
 def test_a_kill_in_the_middle_of_an_unpack(place: Place, tree: tuple[Path, Path]) -> None:
