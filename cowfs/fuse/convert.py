@@ -91,7 +91,7 @@ def answer(error: Exception, operation: str) -> pyfuse3.FUSEError:
             log.error("%s: %s", operation, error)
         return pyfuse3.FUSEError(error.errno)
     if isinstance(error, MemoryError):
-        log.error("%s: out of memory", operation)
+        log.error("%s: out of memory", operation, exc_info=error)
         return pyfuse3.FUSEError(errno.ENOMEM)
     log.error("%s failed", operation, exc_info=error)
     if isinstance(error, OSError):

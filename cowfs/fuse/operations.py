@@ -18,7 +18,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyfuse3
@@ -58,6 +58,9 @@ SHORT_SPACE_PART = 20
 write cache, so that a full volume is an error of write(2) and not of close(2)."""
 FULL_BLOCKS = 256
 """With fewer blocks available, or a part of the volume as above, a file that lost data is taken to go on losing it."""
+COMMANDS_MAX = 64
+"""Commands in progress at once. Each keeps a worker waiting, and what it waits for may need requests to be served: with all
+workers waiting the mount would stand still."""
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +92,7 @@ class Operations(pyfuse3.Operations):
         self._negative = convert.negative_entry()
         self._handles: dict[int, Any] = {}
         self._handle_number = 0
+        self._commands = 0  # in progress
 
     # --- names ---
 
@@ -306,7 +310,9 @@ class Operations(pyfuse3.Operations):
 
     @waits
     async def _open_control(self, node: int, ctx: RequestContext) -> FileInfo:
-        return self._opened(await self._control.open(node, ctx.uid), direct=True)
+        with self._one_more_command():  # opening a query carries it out
+            handle = await self._control.open(node, ctx.uid)
+        return self._opened(handle, direct=True)
 
     @changes
     def _open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
@@ -365,11 +371,23 @@ class Operations(pyfuse3.Operations):
         if refused:
             raise InvalidArgument("not for snapshots")
         texts = [name.decode("utf-8", "surrogateescape") for name in names]
-        await commands.execute(control.Command((*words.split(), *texts)), self._host)
+        with self._one_more_command():
+            await commands.execute(control.Command((*words.split(), *texts)), self._host)
 
     @waits
     async def _command(self, handle: ControlHandle, buf: bytes) -> int:
-        return await handle.write(buf)
+        with self._one_more_command():
+            return await handle.write(buf)
+
+    @contextlib.contextmanager
+    def _one_more_command(self) -> Iterator[None]:
+        if self._commands >= COMMANDS_MAX:
+            raise FUSEError(errno.EAGAIN)
+        self._commands += 1
+        try:
+            yield
+        finally:
+            self._commands -= 1
 
     @changes
     def _write(self, handle: FileHandle, off: int, buf: bytes) -> int:
