@@ -118,7 +118,7 @@ DIRECTORY_NAMED_TWICE: Final = _error(412, "directory-named-twice", "two entries
 UNREACHABLE: Final = _error(413, "unreachable", "no entry names an inode that has links")
 DIRECTORY_LOOP: Final = _error(414, "directory-loop", "directories hold one another and hang from nothing")
 LINK_COUNT: Final = _error(415, "link-count", "an inode's link count is wrong")
-ORPHAN_NOT_EMPTY: Final = _error(416, "orphan-not-empty", "an unlinked directory has entries")
+ORPHAN_NOT_EMPTY: Final = _note(416, "orphan-not-empty", "what an unlinked directory holds waits to be released, too")
 
 # --- counts ---
 BITMAP_FREE: Final = _error(501, "bitmap-free", "blocks in use are marked free")

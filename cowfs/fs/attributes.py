@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import stat
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -87,3 +88,9 @@ def device_fits(major: int, minor: int) -> bool:
     """Whether the numbers have a place in the 32 bits that the format gives them: the highest word means "none"."""
     fits = 0 <= major <= _MAJOR_MAX and 0 <= minor <= _MINOR_MAX
     return fits and (major, minor) != (_MAJOR_MAX, _MINOR_MAX)
+
+
+def without_privileges(mode: int) -> int:
+    """A mode without setuid, and without setgid where the group may execute (else it marks mandatory locking)."""
+    mode &= ~stat.S_ISUID
+    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode

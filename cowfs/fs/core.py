@@ -36,6 +36,8 @@ from cowfs.ondisk import format as f
 from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Tier, Volume
 
+DOTS = 2  # entries that every directory has
+
 _log = logging.getLogger(__name__)
 
 
@@ -64,6 +66,7 @@ class Core:
         self._users: dict[int, int] = {}
         self._orphans: OrphanList | None = None
         self._late_orphans: set[int] = set()  # without users, but there was no space to free them
+        self._doomed: list[int] = []  # orphaned directories with entries, see `release`; those to go on with last
         if self.tree.writable:
             self._orphans = OrphanList(volume, self.inodes)
             volume.before_seal.append(self._write_back)
@@ -102,6 +105,7 @@ class Core:
             self.volume.before_seal.remove(self._write_back)
         self._orphans = None
         self._late_orphans.clear()
+        self._doomed.clear()
         self.inodes = _Gone()  # type: ignore[assignment]
 
     def free_orphans(self) -> None:
@@ -122,6 +126,8 @@ class Core:
             if inode is None or inode.links or inode.is_hidden:
                 self._note(f"inode {number} was on the list of orphans but is none; taken off")
                 orphans.remove(number)
+            elif inode.is_directory and len(self.directories.open(inode)) > DOTS:
+                self._doomed.append(number)
             else:
                 self.inodes.make_writable(inode)
                 orphans.remove(number)

@@ -362,6 +362,11 @@ class Directories:
         self._hot: OrderedDict[int, Directory] = OrderedDict()
         self._hot_bytes = 0
 
+    @property
+    def codec(self) -> c.EntryCodec:
+        """The form of entries."""
+        return self._codec
+
     def open(self, inode: Inode) -> Directory:
         """The directory's entries. Raises Corrupt, DeviceError."""
         directory = self._hot.get(inode.number)
@@ -420,6 +425,14 @@ class Directories:
         directory.appended(entry, name)
         if directory.memory > 2 * directory.weight:
             self._account(directory)
+
+    def append_copy(self, inode: Inode, root: WritableRoot, index: int, entry: bytes) -> None:
+        """Puts an entry behind the last one, at `index`, of a directory that nobody knows yet."""
+        assert inode.number not in self._hot
+        leaf, place = divmod(index * _ENTRY, self._block_size)
+        if place == 0:
+            self._trees.resize(root, (leaf + 1) * self._block_size)
+        self._trees.writable_leaf(root, leaf)[place : place + _ENTRY] = entry
 
     def remove(self, inode: Inode, root: WritableRoot, index: int) -> None:
         """Removes an entry, and its long name; the last entry takes its place."""

@@ -15,11 +15,11 @@ from typing import Final
 
 from cowfs.errors import Corrupt, FileTooBig, InvalidArgument, IsADirectory, NoAttribute, NoSpace, NotPermitted
 from cowfs.fs import acl
-from cowfs.fs.attributes import NANOSECONDS, AtimeMode, Attributes, Caller, Statfs
+from cowfs.fs.attributes import NANOSECONDS, AtimeMode, Attributes, Caller, Statfs, without_privileges
 from cowfs.fs.clock import file_time
+from cowfs.fs.clone import CloneOperations
 from cowfs.fs.inode import Inode, clamp_time
 from cowfs.fs.listing import Listing
-from cowfs.fs.names import NameOperations
 from cowfs.fs.space import data_cost, inode_cost, path
 from cowfs.fs.xattr import check_name as check_xattr_name
 from cowfs.ondisk import format as f
@@ -34,7 +34,7 @@ _DAY: Final = 24 * 3600 * NANOSECONDS
 _PERMISSIONS: Final = 0o7777
 
 
-class Filesystem(NameOperations):
+class Filesystem(CloneOperations):
     """One tree of files: the live one of a volume, or `tree`. On a writable one, creation frees the orphans of a crash.
 
     `clock` gives the time in nanoseconds since 1970.
@@ -342,12 +342,6 @@ class Filesystem(NameOperations):
     def entry_attributes(self, ino: int) -> Attributes:
         """Attributes of an inode that a directory entry names. Raises Corrupt, DeviceError."""
         return self.inodes.attributes(self.inodes.get(ino, "a directory entry"))
-
-
-def without_privileges(mode: int) -> int:
-    """A mode without setuid, and without setgid where the group may execute (else it marks mandatory locking)."""
-    mode &= ~stat.S_ISUID
-    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
 
 
 def _check_regular(inode: Inode) -> None:

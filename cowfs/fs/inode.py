@@ -293,6 +293,38 @@ class InodeTable:
         self.cached[inode.number] = self._alive[inode.number] = inode
         return inode
 
+    def allocate_copy(self, source: Inode, root: Root, *, mode: int, links: int, xattr_inode: int = 0, now: int) -> int:
+        """As `allocate`: a copy of an inode, maybe of another tree, but for what is given. It is new: so are birth and ctime.
+
+        It is in its leaf at once, and not kept in memory: many can be made, and a seal has nothing to do with them.
+        """
+        index = self._take_leaf()
+        leaf = self._writable_leaf(index)
+        place = leaf[STATUS_OFFSET :: f.INODE_SIZE].find(f.STATUS_FREE)
+        inode = Inode(index * self._per_leaf + place + 1, mode, source.uid, source.gid, now, root)
+        inode.atime, inode.mtime = source.atime, source.mtime
+        inode.flags, inode.rdev = source.flags, source.rdev
+        inode.links, inode.xattr_inode = links, xattr_inode
+        inode.generation = self._volume.next_generation() & 0xFFFFFFFF
+        self._store(inode, leaf, place * f.INODE_SIZE)
+        self.tree.free_inodes -= 1
+        return inode.number
+
+    def add_link(self, number: int) -> None:
+        """Gives an inode one more link; in its leaf at once where nobody has it in memory."""
+        inode = self._alive.get(number)
+        if inode is not None:
+            self.make_writable(inode)
+            inode.links += 1
+            return
+        index, place = divmod(number - 1, self._per_leaf)
+        leaf = self._writable_leaf(index)
+        inode = self._load(number)
+        if inode is None:
+            raise Corrupt("a copied inode is not there", wanted="in use", found=number)
+        inode.links += 1
+        self._store(inode, leaf, place * f.INODE_SIZE)
+
     def release(self, inode: Inode) -> None:
         """Makes a writable inode, whose blocks were let go before, a free one."""
         index, place = divmod(inode.number - 1, self._per_leaf)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from cowfs.errors import Corrupt, NoSpace
 from cowfs.fs.freelist import FreeList
 from cowfs.ondisk import format as f
+from cowfs.storage.blocktree import WritableRoot
 from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Volume
 
@@ -52,8 +53,20 @@ class LongNames:
         if self._free.find(slots) is None and (slots + 1) * self._block_size > self._size_max:
             raise NoSpace("no free long-name slot")
 
-    def add(self, name: bytes) -> int:
-        """Stores a name in a free slot; space for it has been admitted. Returns the slot."""
+    def block(self, slot: int) -> int:
+        """The block that holds the name in a slot. Raises Corrupt for a slot without one."""
+        block = self._trees.pointer(self._tree.longnames, slot) if slot < self.slots else f.NO_BLOCK
+        if block == f.NO_BLOCK:
+            raise Corrupt("a directory entry names a long-name slot that holds no name", found=slot)
+        return block
+
+    def share(self, block: int) -> int:
+        """Gives a block with a name a free slot, too; as `add`."""
+        root, slot = self._free_slot()
+        self._trees.share_leaf(root, slot, block)
+        return slot
+
+    def _free_slot(self) -> tuple[WritableRoot, int]:
         root = self._tree.writable_longnames()
         slots = self.slots
         slot = self._free.find(slots)
@@ -61,6 +74,11 @@ class LongNames:
             slot = slots
             self._trees.resize(root, (slots + 1) * self._block_size)
             self._free.add(slot)
+        return root, slot
+
+    def add(self, name: bytes) -> int:
+        """Stores a name in a free slot; space for it has been admitted. Returns the slot."""
+        root, slot = self._free_slot()
         block = self._trees.writable_leaf(root, slot)
         header = f.LONG_NAME_HEADER_SIZE
         block[:] = bytes(self._block_size)

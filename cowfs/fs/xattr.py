@@ -73,6 +73,10 @@ class Xattrs:
         """Bytes that all attributes take."""
         return self._hidden(inode).root.size if inode.xattr_inode else 0
 
+    def holder(self, inode: Inode) -> Inode | None:
+        """The hidden inode with all attributes. Raises Corrupt, DeviceError."""
+        return self._hidden(inode) if inode.xattr_inode else None
+
     # --- changing ---
 
     def with_value(self, inode: Inode, name: bytes, value: bytes, flags: int) -> bytes:

@@ -16,13 +16,14 @@ Locking: the core thread only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cowfs.errors import Corrupt, DeviceError, FileTooBig, UnreadableData
 from cowfs.ondisk import format as f
 from cowfs.ondisk.records import Buffer
 from cowfs.storage.blockio import BlockStore, Words, hole_pointer, pointer_bytes
+from cowfs.storage.children import Child
 from cowfs.storage.transaction import INLINE_INDIRECT_BLOCKS, Transaction, runs_of
 
 
@@ -366,6 +367,40 @@ class BlockTrees:
         buffer = self._descend(root, tx, index, 1)
         at = index % self._fanout * f.POINTER_SIZE
         buffer[at : at + len(news) * f.POINTER_SIZE] = pointer_bytes(news, self.store.geometry)
+
+    # --- sharing ---
+
+    def check_share(self, roots: Sequence[Root], leaves: Sequence[int] = ()) -> None:
+        """Before anything changes: whether `share`, and `share_leaf` for each of `leaves`, would be refused.
+
+        Raises TooManyLinks, Corrupt, DeviceError.
+        """
+        assert self._tx is not None
+        self._tx.check_parents(self._tops(roots) + [(leaf, f.KIND_LONG_NAMES, 0) for leaf in leaves])
+
+    def _tops(self, roots: Sequence[Root]) -> list[Child]:
+        zero = self.zero_blocks
+        return [(p, root.kind, root.levels) for root in roots for p in root.ptr if p != f.NO_BLOCK and p not in zero]
+
+    def share(self, roots: Sequence[Root]) -> list[Root]:
+        """For each root another one over the same blocks: at most 16 of each gain a parent, whatever lies below.
+
+        Raises TooManyLinks before anything changes. The owners of `roots` need not be writable: one more pointer is one more
+        parent, whoever else shares the old one. And what is known of them as writable stays true, since whoever writes asks
+        each block below the root anew whether it may be changed where it lies (I6).
+        """
+        assert self._tx is not None
+        self._tx.add_parents(self._tops(roots))
+        return [Root(root.kind, root.size, list(root.ptr), root.levels, root.blocks) for root in roots]
+
+    def share_leaf(self, writable: WritableRoot, index: int, block: int) -> None:
+        """Lets leaf `index`, which is a hole, be `block`, which has no children and gains a parent; checked before."""
+        root, tx = self._open(writable)
+        self._reach(root, tx, index + 1)
+        self._pointers_for_write(root, tx, index)
+        tx.add_parents([(block, root.kind, 0)])
+        self._store_pointers(root, tx, index, [block])
+        root.blocks += 1
 
     # --- truncating ---
 

@@ -114,6 +114,10 @@ class Transaction:
         for block, count in gains.items():
             self.spacemap.set_extra_parents(block, count)
 
+    def check_parents(self, blocks: list[Child]) -> None:
+        """Raises TooManyLinks where `add_parents` would; reads all that it needs."""
+        self._gains(blocks)
+
     def _gains(self, blocks: list[Child]) -> dict[int, int]:
         """The count that each block has when it has gained a parent. Raises TooManyLinks."""
         counts: dict[int, int] = {}

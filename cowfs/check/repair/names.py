@@ -297,7 +297,7 @@ class NameMender:
             if self._names.get(number) or number in self._parents:
                 continue
             directory = self._directories.get(number)
-            if number in listed and not edit.links(number) and not (directory and directory.entries):
+            if number in listed and not edit.links(number):
                 continue
             place = self._lost_and_found()
             names = {entry.name for entry in place.entries}
