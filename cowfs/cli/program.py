@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from cowfs import __version__
-from cowfs.cli import check, crashtest, image, mount, policy, reading, scrub, snapshot
+from cowfs.cli import check, clone, crashtest, image, mount, policy, reading, scrub, snapshot
 from cowfs.errors import CowfsError
 
 EXIT_FAILURE = 1
@@ -64,6 +64,7 @@ for _command in (
     snapshot.rollback,
     snapshot.df,
     snapshot.diff,
+    clone.clone,
 ):
     program.add_command(_command)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cowfs import control
@@ -56,6 +57,7 @@ def carry_out(target: str, command: control.Command, *, write: bool = False, pla
     mount = None if place.given else mount_of(target)
     if mount is not None:
         return control.send(mount.mountpoint, command)
+    command = replace(command, uid=os.geteuid())
     from cowfs.control import commands
     from cowfs.control.host import Offline
     from cowfs.fs import Filesystem

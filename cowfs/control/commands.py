@@ -6,6 +6,7 @@ import uuid
 
 from cowfs import __version__
 from cowfs.control import policy, scrub, snapshots
+from cowfs.control.clone import clone
 from cowfs.control.host import Host, finish
 from cowfs.control.specification import Arguments, Specification
 from cowfs.control.wire import Command, Reply
@@ -44,6 +45,7 @@ async def _sync(arguments: Arguments, host: Host) -> Reply:
 COMMANDS: dict[str, Specification] = {
     "info": Specification(_info, reads=True),
     "sync": Specification(_sync, reads=True),
+    "clone": Specification(clone, 2, 2),
     **snapshots.COMMANDS,
     "policy set": Specification(policy.set_policy, options=frozenset({"every", "keep", "thin-when-short"})),
     "policy show": Specification(policy.show_policy, reads=True),

@@ -59,6 +59,22 @@ class Host(Protocol):
         """The result of a change, carried out at once, or after the commits that bring space for it forward."""
         ...
 
+    async def change_in_slices(self, step: Callable[[], bool]) -> None:
+        """Repeats a change until it returns False, with other requests and commits in between. See `change`."""
+        ...
+
+    def files_of(self, name: bytes) -> Filesystem:
+        """The files of a snapshot or clone. Raises NotFound, NotSupported, Corrupt."""
+        ...
+
+    async def appeared(self, files: Filesystem, parent: int, name: bytes) -> None:
+        """Says that a directory got an entry by a command: whoever remembers that there was none forgets that."""
+        ...
+
+    def start_release(self) -> None:
+        """Says that trees without a name may be waiting to be released."""
+        ...
+
     async def reclaimed(self) -> None:
         """Returns when what was deleted is free."""
         ...
@@ -123,6 +139,24 @@ class Offline:
     async def change(self, operation: Callable[[], R]) -> R:
         """Carries it out; the volume makes room by itself."""
         return operation()
+
+    async def change_in_slices(self, step: Callable[[], bool]) -> None:
+        """Carries them out one after the other."""
+        while step():
+            pass
+
+    def files_of(self, name: bytes) -> Filesystem:
+        """The files of a snapshot or clone."""
+        return self.snapshots.filesystem(self.snapshots.find(name))
+
+    async def appeared(self, files: Filesystem, parent: int, name: bytes) -> None:
+        """Nobody remembers anything."""
+
+    def start_release(self) -> None:
+        """Does it now."""
+        for files in self.snapshots.all_open():
+            while files.release_slice():
+                pass
 
     async def reclaimed(self) -> None:
         """Does it now."""

@@ -17,6 +17,7 @@ class Arguments:
 
     words: tuple[bytes, ...]
     options: dict[str, Any]
+    uid: int = 0  # of whoever asks
 
     def flag(self, name: str) -> bool:
         """An option without a value. Raises InvalidArgument where it has one."""
@@ -60,4 +61,4 @@ class Specification:
         for option in command.options:
             if option not in self.options:
                 raise InvalidArgument(f"{name} has no option '{option}'")
-        return Arguments(tuple(w.encode("utf-8", "surrogateescape") for w in words), dict(command.options))
+        return Arguments(tuple(w.encode("utf-8", "surrogateescape") for w in words), dict(command.options), command.uid)

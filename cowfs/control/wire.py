@@ -28,10 +28,11 @@ Reply = dict[str, Any]
 
 @dataclass(frozen=True)
 class Command:
-    """The words (name of the command, then its arguments) and the options."""
+    """The words (name of the command, then its arguments) and the options; `uid` is whose command it is, root's if 0."""
 
     words: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    uid: int = 0
 
     def to_json(self) -> bytes:
         """The JSON form, which keeps every name whatever characters it holds."""

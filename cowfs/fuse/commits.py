@@ -26,6 +26,8 @@ RECLAIM_SLICE_BLOCKS = 256
 """Small enough that a request waits a few milliseconds for a slice, in the worst case."""
 RECLAIM_SLICES = 16
 """Slices that are dropped before the commit that brings their blocks forward, where an operation waits for space."""
+EARLY_COMMIT_BYTES = 2 << 20
+"""Dirty metadata after which work in the background has a commit made: sealing so much takes a few milliseconds."""
 SPACE_ROUNDS_MAX = 64
 """How often an operation is tried again while the volume says that a commit brings space forward."""
 
@@ -54,10 +56,11 @@ class _Round:
 class CommitScheduler:
     """Commits of one volume, which no longer commits by itself. All methods are for the trio thread."""
 
-    def __init__(self, volume: Volume, *, interval: float, free_orphans: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, volume: Volume, *, interval: float, free_orphans: Callable[[], bool] = lambda: False) -> None:
         """`interval` is the longest time, in seconds, that a change stays in memory only.
 
-        `free_orphans` frees what could not be freed when its last user went, for want of space.
+        `free_orphans` frees a slice of what could not be freed when its last user went, and of trees without a name; it
+        says whether there is more.
         """
         volume.inline_commits = False
         self.commits = 0
@@ -118,9 +121,12 @@ class CommitScheduler:
         """Whether `make_room` has something to do."""
         return not self._always_read_only and self._volume.wants_commit
 
-    async def make_room(self) -> None:
-        """Waits until the volume has less in memory than it must not exceed."""
-        if self.crowded:
+    async def make_room(self, *, early: bool = False) -> None:
+        """Waits until the volume has less in memory than it must not exceed.
+
+        `early`: for work in the background, a commit is begun sooner, so that none is a large one.
+        """
+        if self.crowded or (early and self._volume.dirty_bytes > EARLY_COMMIT_BYTES):
             self._wanted.set()
             if self._volume.must_wait and not self._volume.read_only:
                 await self.commit()
@@ -238,9 +244,20 @@ class CommitScheduler:
             await self._reclaimable.wait()
             self._reclaimable = trio.Event()
             try:
-                while not self._volume.read_only and self._volume.reclaim_slice(RECLAIM_SLICE_BLOCKS):
-                    await self.make_room()
-                    await trio.lowlevel.checkpoint()
-                self._free_orphans()
+                rounds = 0
+                more = True
+                while more and rounds < SPACE_ROUNDS_MAX:
+                    while not self._volume.read_only and self._volume.reclaim_slice(RECLAIM_SLICE_BLOCKS):
+                        await self.make_room()
+                        await trio.lowlevel.checkpoint()
+                    try:
+                        more = self._free_orphans()
+                        rounds = 0
+                    except SpaceShort:
+                        rounds += 1
+                        await self.commit(complete=not self._volume.dirty)
+                    if more:
+                        await self.make_room(early=True)
+                        await trio.lowlevel.checkpoint()
             except CowfsError as error:
                 log.error("reclaiming stopped: %s", error)

@@ -15,6 +15,7 @@ import logging
 import os
 import stat
 import time
+from dataclasses import replace
 
 import pyfuse3
 
@@ -43,8 +44,9 @@ log = logging.getLogger(__name__)
 class ControlHandle:
     """One open descriptor of the control file: the reply to its last command, and how much of it was read."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, uid: int = 0) -> None:
         self._host = host
+        self._uid = uid
         self._reply: bytes | None = None
         self._position = 0
 
@@ -52,7 +54,7 @@ class ControlHandle:
         """Carries out the command in `data`. Raises what the command raises."""
         self._reply, self._position = b"", 0
         try:
-            command = control.parse(data)
+            command = replace(control.parse(data), uid=self._uid)
             reply = await commands.execute(command, self._host)
             if command.words not in _NOT_LOGGED:
                 log.info("command: %s", command.to_json().decode())
@@ -154,7 +156,7 @@ class ControlDirectory:
             return await self._query.open(node)
         if node != FILE_NODE:
             raise NotFound
-        return ControlHandle(self._host)
+        return ControlHandle(self._host, uid)
 
     def forget(self, node: int, count: int) -> None:
         """The kernel takes lookups back."""

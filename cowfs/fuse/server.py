@@ -33,7 +33,7 @@ from cowfs.fuse.commits import CommitScheduler
 from cowfs.fuse.jobs import carry_out_policy, run_job
 from cowfs.fuse.operations import Operations
 from cowfs.fuse.options import MountOptions, fuse_options
-from cowfs.fuse.trees import Trees, in_thread, root_names
+from cowfs.fuse.trees import Trees, forget_entry, in_thread, root_names
 from cowfs.storage.volume import Volume
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -142,6 +142,24 @@ class Server:
         self.commits.start_reclaim()
         return result
 
+    async def change_in_slices(self, step: Callable[[], bool]) -> None:
+        """Carries them out with requests, and rather small commits, in between: a large one would seal for too long."""
+        while await self.change(step):
+            await self.commits.make_room(early=True)
+            await trio.lowlevel.checkpoint()
+
+    def files_of(self, name: bytes) -> Filesystem:
+        """The files of a snapshot or clone, ready to have nodes."""
+        return self.trees.root_of(self.snapshots.find(name))
+
+    async def appeared(self, files: Filesystem, parent: int, name: bytes) -> None:
+        """Has the kernel look the name up anew."""
+        await trio.to_thread.run_sync(forget_entry, self.trees.node(files, parent), name)
+
+    def start_release(self) -> None:
+        """In the background."""
+        self.commits.start_reclaim()
+
     async def reclaimed(self) -> None:
         """Waits for the reclaim in the background."""
         volume = self.filesystem.volume
@@ -181,9 +199,13 @@ class Server:
         else:
             self._snapshots.close()
 
-    def _free_orphans(self) -> None:
+    def _free_orphans(self) -> bool:
+        """Frees what no name leads to, a slice of it; whether there is more."""
+        more = False
         for filesystem in [self.trees.root] if self._snapshots is None else self._snapshots.all_open():
             filesystem.free_orphans()
+            more |= filesystem.release_slice()
+        return more
 
     async def flush_dirty_pages(self) -> None:
         """syncfs(2) on the own mount, by a thread, while other workers serve the WRITEs that it makes the kernel send."""

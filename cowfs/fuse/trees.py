@@ -104,6 +104,12 @@ def forget_names(names: list[bytes], nodes: list[int]) -> None:
         _ignoring_absence(lambda node=node: pyfuse3.invalidate_inode(node))  # type: ignore[misc]
 
 
+def forget_entry(node: int, name: bytes) -> None:
+    """Has the kernel forget what it knows of one name, and of the directory. For a thread."""
+    _ignoring_absence(lambda: pyfuse3.invalidate_entry(node, name))
+    _ignoring_absence(lambda: pyfuse3.invalidate_inode(node))
+
+
 def _ignoring_absence(notify: Callable[[], None]) -> None:
     """The kernel may not know the name or the node, or, between two trees, have no use for it."""
     try:

@@ -263,14 +263,16 @@ class Volume:
     @property
     def wants_commit(self) -> bool:
         """Whether so much is dirty in memory that a commit should begin now."""
-        return self._dirty_bytes() > WANTS_COMMIT_BYTES
+        return self.dirty_bytes > WANTS_COMMIT_BYTES
 
     @property
     def must_wait(self) -> bool:
         """Whether so much is dirty in memory that writers should wait for a commit."""
-        return self._dirty_bytes() > MUST_WAIT_BYTES
+        return self.dirty_bytes > MUST_WAIT_BYTES
 
-    def _dirty_bytes(self) -> int:
+    @property
+    def dirty_bytes(self) -> int:
+        """Bytes of metadata in memory that wait for a commit, about."""
         if self.spacemap is None:
             return 0
         # Asked by every change. Dropping what is shared dirties references and the bitmap, but no checksums.

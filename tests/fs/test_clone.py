@@ -423,7 +423,7 @@ def test_a_copy_that_does_not_fit_leaves_nothing() -> None:
         while True:
             live.write(filler, at, bytes(b"x" * 4096))
             at += 4096
-    live.truncate(filler, at - 16 * 4096)
+    live.truncate(filler, at - 5 * 4096)
     free = trees.free()
     with pytest.raises(NoSpace):
         for number in range(1000):

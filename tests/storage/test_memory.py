@@ -110,9 +110,9 @@ def test_dirty_metadata_brings_a_commit(monkeypatch: pytest.MonkeyPatch) -> None
     commits = files.volume.commits
     for step in range(300):
         files.write(number, step * 5_000_000, b"x")
-        assert files.volume._dirty_bytes() <= (256 << 10) + 24 * 4096
+        assert files.volume.dirty_bytes <= (256 << 10) + 24 * 4096
     assert files.volume.commits > commits + 3
-    assert files.volume.wants_commit or files.volume._dirty_bytes() <= 128 << 10
+    assert files.volume.wants_commit or files.volume.dirty_bytes <= 128 << 10
     files.check()
 
 
@@ -145,6 +145,6 @@ def test_what_is_freed_in_pieces_counts_as_dirty() -> None:
     assert spacemap is not None
     pieces = len(spacemap.freed.runs)
     assert pieces >= 10_000
-    before = files.volume._dirty_bytes()
+    before = files.volume.dirty_bytes
     files.volume.commit()
-    assert before - files.volume._dirty_bytes() >= 64 * pieces
+    assert before - files.volume.dirty_bytes >= 64 * pieces
