@@ -150,8 +150,9 @@ class State:
         """Stores contents; the 16 top pointers and the levels."""
         size = self.size
         holes, hole = (node.holes, node.hole) if node else (frozenset(), NOTHING)
+        metadata = node is None or not stat.S_ISREG(node.mode)
         row = [
-            hole if index in holes else self.volume.put(data[at : at + size], system=system)
+            hole if index in holes else self.volume.put(data[at : at + size], system=system, metadata=metadata)
             for index, at in enumerate(range(0, len(data), size))
         ]
         levels = 0
@@ -183,10 +184,11 @@ class Volume:
         self.start = -(-start // block_size) * block_size if block_size > AREA else start
         self.blocks = blocks
         self.contents: dict[int, bytes] = {}
+        self.metadata: set[int] = set()  # blocks of anything but file contents
         self._low, self._high = 0, blocks
         self._state_blocks: set[int] = set()
 
-    def put(self, data: bytes, *, system: bool = False) -> int:
+    def put(self, data: bytes, *, system: bool = False, metadata: bool = True) -> int:
         """Stores one block; its number."""
         if system:
             number = self._low
@@ -196,6 +198,8 @@ class Volume:
             number = self._high
         self.contents[number] = data.ljust(self.block_size, b"\0")
         self._state_blocks.add(number)
+        if metadata:
+            self.metadata.add(number)
         return number
 
     def record(self, serial: int, root: Node, reserved: int) -> bytes:

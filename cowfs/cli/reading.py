@@ -206,6 +206,7 @@ def extract(
     directory. Nothing is written elsewhere, and nothing that exists is replaced. Modes, times, hard and symbolic links,
     holes, attributes and, for root, owners are kept.
     """
+    from cowfs.export.budget import Budget
     from cowfs.export.extract import Extraction
     from cowfs.export.walk import is_directory, resolve
 
@@ -217,7 +218,7 @@ def extract(
     with opened(image, place_of(offset, partition, superblock), snapshot) as filesystem:
         where, attributes = resolve(filesystem, os.fsencode(paths[0]) if len(paths) == 2 else b"/")
         owners = os.geteuid() == 0 and not no_same_owner
-        extraction = Extraction(filesystem, problems, owners=owners, devices=devices)
+        extraction = Extraction(filesystem, problems, owners, devices, Budget(filesystem.volume))
         if is_directory(attributes):
             extraction.directory(attributes, paths[-1])
         else:

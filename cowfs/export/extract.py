@@ -53,13 +53,10 @@ class Extraction:
     on_problem: OnProblem
     owners: bool
     devices: bool
+    budget: Budget
     done: Done = field(default_factory=Done)
-    _budget: Budget = field(init=False)
     _links: dict[int, bytes] = field(default_factory=dict)
     _top: int = -1
-
-    def __post_init__(self) -> None:
-        self._budget = Budget(self.filesystem.volume)
 
     def directory(self, start: Attributes, destination: StrPath) -> Done:
         """Copies what is in the directory `start` into `destination`, which is made, or is empty.
@@ -100,7 +97,7 @@ class Extraction:
         above: list[tuple[int, int]] = []  # device and inode of the directories above `here`
         lost = 0  # directories on the way that could not be made: what is in them is left out
         try:
-            for visit in walk(self.filesystem, start, self.on_problem, self._budget):
+            for visit in walk(self.filesystem, start, self.on_problem, self.budget):
                 if not is_directory(visit.attributes):
                     if not lost:
                         self._guarded(here, visit)
@@ -186,7 +183,7 @@ class Extraction:
         """Writes the contents. What cannot be read stays a hole, and is reported once, with the first error."""
         lost = 0
         first: CowfsError | None = None
-        for piece in pieces(self.filesystem, visit.attributes.ino, self._budget):
+        for piece in pieces(self.filesystem, visit.attributes.ino, self.budget):
             if piece.error is not None:
                 first = first or piece.error
                 lost += piece.length
@@ -209,7 +206,7 @@ class Extraction:
             self._set_xattrs(descriptor, attributes)
             os.chmod(descriptor, mode)
             os.utime(descriptor, ns=(attributes.atime_ns, attributes.mtime_ns))
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # 2^32 - 1 is no user to the system
             self._undressed(visit, error)
         except CowfsError as error:
             self.on_problem(visit.path, error)
@@ -225,7 +222,7 @@ class Extraction:
                 os.chmod(name, mode if self.owners else mode & ~_PRIVILEGED, dir_fd=here)
             times = (attributes.atime_ns, attributes.mtime_ns)
             os.utime(name, ns=times, dir_fd=here, follow_symlinks=False)
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # 2^32 - 1 is no user to the system
             self._undressed(visit, error)
 
     def _set_xattrs(self, descriptor: int, attributes: Attributes) -> None:
@@ -236,8 +233,9 @@ class Extraction:
             if name.startswith(b"user.") or self.owners:
                 os.setxattr(descriptor, name, self.filesystem.getxattr(attributes.ino, name))
 
-    def _undressed(self, visit: Visit, error: OSError) -> None:
-        self.on_problem(visit.path, _HostError(f"owner, mode, attributes or times cannot be set: {error.strerror}"))
+    def _undressed(self, visit: Visit, error: OSError | OverflowError) -> None:
+        why = error.strerror if isinstance(error, OSError) else "no such user or group"
+        self.on_problem(visit.path, _HostError(f"owner, mode, attributes or times cannot be set: {why}"))
 
 
 class _HostError(CowfsError):

@@ -66,12 +66,13 @@ def checksum_lines(
     *,
     algorithm: str = "sha256",
     name: bytes = b"",
+    budget: Budget | None = None,
 ) -> Iterator[bytes]:
     """The checksum of each regular file from `start` on, sorted by path; `name` is that of `start`, if it is a file.
 
     A file that cannot be read as a whole has no line. Raises Corrupt when the volume leads to more than it can hold.
     """
-    budget = Budget(filesystem.volume)
+    budget = budget or Budget(filesystem.volume)
     digests: dict[int, str] = {}  # of files with several names
     for visit in walk(filesystem, start, on_problem, budget):
         attributes = visit.attributes

@@ -26,7 +26,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final
 
-from cowfs.errors import Corrupt
+from cowfs.errors import Corrupt, DeviceError
 from cowfs.fs.inode import Inode
 from cowfs.fs.longnames import LongNames
 from cowfs.ondisk import codecs as c
@@ -49,6 +49,8 @@ _ENTRY: Final = c.ENTRY_SIZE
 _KEY: Final = c.KEY_OFFSET
 _LONG: Final = f.LONG_NAME_MARK
 
+_UNREADABLE: Final = 1  # stands for the hash of a name that cannot be read
+
 _versions = itertools.count(1)
 
 
@@ -64,6 +66,7 @@ class Directory:
         "_built",
         "_codec",
         "_frozen",
+        "_has_unreadable",
         "_hashes",
         "_mask",
         "_names",
@@ -86,6 +89,7 @@ class Directory:
         self._table: array.array[int] | None = None
         self._mask = 0
         self._built = 0
+        self._has_unreadable = False  # whether a long name in the table could not be read
         self._hashes: array.array[int] | None = None  # of the long names; 0: not known yet, or a short name
         self._frozen: bytes | None = None
 
@@ -146,7 +150,8 @@ class Directory:
     def _find_long(self, name: bytes) -> int:
         raw, names = self.raw, self._names
         start = 0
-        if len(raw) > SCAN_BYTES and (self._built * _ENTRY == len(raw) or self._ready()):
+        # The checksum in its entry tells whether an unreadable name may be the one: that is for the search below.
+        if len(raw) > SCAN_BYTES and not self._has_unreadable and (self._built * _ENTRY == len(raw) or self._ready()):
             table, mask = self._table, self._mask
             assert table is not None
             wanted = _long_hash(name)
@@ -271,19 +276,22 @@ class Directory:
         count = len(self)
         budget = SLICE
         index = self._built
-        while index < count and budget > 0:
-            at = index * _ENTRY + _KEY
-            if raw[at] == _LONG:
-                cell = self._hash(index) & mask
-                budget -= LONG_COST
-            else:
-                cell = hash(bytes(raw[at : at + c.KEY_SIZE])) & mask
-                budget -= 1
-            if table[cell]:
-                cell = self._empty_cell(cell)
-            index += 1
-            table[cell] = index
-        self._built = index
+        try:
+            while index < count and budget > 0:
+                at = index * _ENTRY + _KEY
+                if raw[at] == _LONG:
+                    cell = self._hash_if_readable(index) & mask
+                    budget -= LONG_COST
+                else:
+                    cell = hash(bytes(raw[at : at + c.KEY_SIZE])) & mask
+                    budget -= 1
+                if table[cell]:
+                    cell = self._empty_cell(cell)
+                index += 1
+                table[cell] = index
+        finally:
+            # After a failure, too: what is in the table must not be put in a second time.
+            self._built = index
 
     def _empty_cell(self, cell: int) -> int:
         """The first empty cell from `cell` on. Raises Corrupt for a chain that only repeated names can make."""
@@ -295,6 +303,15 @@ class Directory:
             if (cell - first) & mask > CHAIN_MAX:
                 raise Corrupt("a directory has the same name many times")
         return cell
+
+    def _hash_if_readable(self, index: int) -> int:
+        """As `_hash`. A name that cannot be read spoils no search but those that it could be the answer to."""
+        try:
+            return self._hash(index)
+        except (Corrupt, DeviceError):
+            self._all_hashes()[index] = _UNREADABLE
+            self._has_unreadable = True
+            return _UNREADABLE
 
     def _home(self, index: int) -> int:
         at = index * _ENTRY + _KEY

@@ -214,6 +214,8 @@ class Filesystem(CloneOperations):
         target = self._trees.read(inode.root, 0, inode.root.size)
         if not target:
             raise Corrupt(f"inode {ino}: a symlink without a target")
+        if b"\0" in target:
+            raise Corrupt(f"inode {ino}: the target of a symlink has a zero byte")
         return target
 
     def listing(self, ino: int) -> Listing:

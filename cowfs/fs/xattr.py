@@ -186,7 +186,7 @@ class Xattrs:
             value_at = at + entry.name_length
             name = bytes(data[at:value_at])
             at = value_at + entry.value_length
-            if not 0 < entry.name_length <= f.XATTR_NAME_MAX or at > len(data) or name in index:
+            if not 0 < entry.name_length <= f.XATTR_NAME_MAX or at > len(data) or name in index or b"\0" in name:
                 raise Corrupt(f"{what}: entry {len(index)}", found=entry.to_text())
             index[name] = value_at, entry.value_length
             at += -at % _ALIGNMENT

@@ -25,6 +25,7 @@ from qnx6writer import (
 from support import close_filesystem, new_device, open_filesystem
 
 from cowfs.errors import Exists
+from cowfs.export.budget import Budget
 from cowfs.export.extract import Extraction
 from cowfs.export.listing import bodyfile_lines, checksum_line, checksum_lines
 from cowfs.export.names import shown
@@ -47,7 +48,7 @@ def opened(image: bytes) -> Filesystem:
 
 def extract(filesystem: Filesystem, destination: Path, *, devices: bool = False, owners: bool = ROOT) -> Problems:
     problems = Problems()
-    work = Extraction(filesystem, problems, owners=owners, devices=devices)
+    work = Extraction(filesystem, problems, owners, devices, Budget(filesystem.volume))
     work.directory(filesystem.getattr(1), destination)
     return problems
 
@@ -157,7 +158,7 @@ def test_what_exists_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(Exists):
         extract(filesystem, tmp_path)
     problems = Problems()
-    work = Extraction(filesystem, problems, owners=False, devices=False)
+    work = Extraction(filesystem, problems, False, False, Budget(filesystem.volume))
     small = filesystem.lookup(1, b"small")
     work.single(small, b"small", tmp_path / "there")
     assert list(problems) == [b"there"]

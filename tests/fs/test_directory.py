@@ -303,6 +303,34 @@ def test_an_entry_with_a_slot_without_a_name_is_damage(slot: int) -> None:
         list(filesystem.listing(1).entries())
 
 
+def test_a_long_name_that_cannot_be_read_spoils_no_other_search() -> None:
+    """Also not the searches that build the table, which once put the same entries in again and again until it was full."""
+    device = new_device()
+    filesystem = open_filesystem(device)
+    folder = filesystem.mkdir(1, b"folder", 0o755, Caller()).ino
+    for number in range(40):
+        filesystem.create(folder, short_name(number), 0o644, Caller())
+        filesystem.create(folder, long_name(number), 0o644, Caller())
+    filesystem.close()
+    directory = filesystem.directories.open(filesystem.inode(folder))
+    slot = directory.slot(directory.find(long_name(7)))
+    block = filesystem.volume.trees.pointer(filesystem.tree.longnames, slot)
+    device.write(filesystem.volume.geometry.block_offset(block), [b"rot"])
+
+    filesystem = open_filesystem(device, read_only=True)
+    for _ in range(20):
+        for number in range(40):
+            filesystem.lookup(folder, short_name(number))
+            if number == 7:
+                with pytest.raises(Corrupt):
+                    filesystem.lookup(folder, long_name(number))
+            else:
+                filesystem.lookup(folder, long_name(number))
+        for absent in (b"short", long_name(99)):
+            with pytest.raises(NotFound):
+                filesystem.lookup(folder, absent)
+
+
 def test_a_size_that_cannot_be_is_damage() -> None:
     for size in (0, 100, 513, 1 << 20, 1 << 33):
 
