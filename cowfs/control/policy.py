@@ -123,7 +123,7 @@ class Rolling:
             self._looked, self._failed = now, None
             newest = self._snapshots.automatic.newest
             if is_due(policy, None if newest is None else newest.created, now):
-                await self._take(host)
+                await self._take(host, policy)
             await self._thin(host, policy, now)
         except (CowfsError, OSError) as error:
             self._fail(now, str(error))
@@ -146,13 +146,13 @@ class Rolling:
 
     # --- taking ---
 
-    async def _take(self, host: Host) -> None:
+    async def _take(self, host: Host, policy: Policy) -> None:
         """Takes a snapshot, if something changed since the newest one."""
         changed = await self._changed(host)
         if host.has_open_files:
             await host.flush_dirty_pages()
             changed = changed or await self._changed(host)
-        if changed and self._active:
+        if changed and self._active and self.policy is policy:
             info = await host.change(self._snapshots.create_automatic)
             await host.commit()
             log.debug("took snapshot %s", info.name.decode("ascii"))
@@ -177,8 +177,9 @@ class Rolling:
 
     async def _thin(self, host: Host, policy: Policy, now: int) -> None:
         """Deletes what the rule lets go."""
-        taken = [(one.id, one.created) for one in self._snapshots.automatic]
-        await self._delete(host, policy, await host.aside(lambda: to_thin(policy, taken, now)))
+        known = list(self._snapshots.automatic)
+        gone = await host.aside(lambda: to_thin(policy, [(one.id, one.created) for one in known], now))
+        await self._delete(host, policy, gone)
 
     async def _delete(self, host: Host, policy: Policy, numbers: Sequence[int]) -> int:
         """Deletes those of these snapshots that are still the policy's and not protected; how many there were."""
@@ -219,9 +220,14 @@ class Rolling:
         try:
             await self.load(host)
             automatic = self._snapshots.automatic
-            taken = [(one.id, one.created) for one in automatic]
-            order = await host.aside(lambda: expendable(policy, taken)[:-1])
-            order = [number for number in order if (one := automatic.get(number)) is not None and not one.protected]
+            known = list(automatic)
+            order = await host.aside(lambda: expendable(policy, [(one.id, one.created) for one in known])[:-1])
+            newest = automatic.newest  # after the clock was set back that is another one than the last in the order
+            order = [
+                number
+                for number in order
+                if (one := automatic.get(number)) is not None and not one.protected and one is not newest
+            ]
             count = await self._fewest(host, order, missing + self._volume.margin)
             deleted = await self._delete(host, policy, order[:count])
             others = any(number not in automatic for number in order) if not deleted else False

@@ -44,14 +44,15 @@ class AutomaticSnapshots:
     def __init__(self, table: SnapshotTable) -> None:
         self.loaded = False
         self._table = table
-        self._known: dict[int, Automatic] = {}  # in the order of the ids once loaded: ids only grow
+        self._known: dict[int, Automatic] = {}
+        self._newest = 0  # the highest id, 0 where there is none or it has to be found
         self._loading = False
 
     def __len__(self) -> int:
         return len(self._known)
 
     def __iter__(self) -> Iterator[Automatic]:
-        """The oldest id first."""
+        """In no order that means anything."""
         return iter(self._known.values())
 
     def __contains__(self, number: int) -> bool:
@@ -65,7 +66,9 @@ class AutomaticSnapshots:
     @property
     def newest(self) -> Automatic | None:
         """The one with the highest id."""
-        return next(reversed(self._known.values()), None)
+        if not self._newest:
+            self._newest = max(self._known, default=0)
+        return self._known.get(self._newest)
 
     def load_steps(self) -> Steps[None]:
         """Reads the whole table, in slices; what is changed meanwhile is noted as ever."""
@@ -81,7 +84,6 @@ class AutomaticSnapshots:
             place += 1
             if place % TICKS == 0:
                 yield
-        self._known = dict(sorted(self._known.items()))
         self.loaded = True
 
     def note(self, place: int, record: f.SnapshotRecord) -> None:
@@ -91,12 +93,16 @@ class AutomaticSnapshots:
         if record.flags & f.SNAPSHOT_AUTOMATIC and not record.flags & _OTHERS:
             protected = bool(record.flags & f.SNAPSHOT_PROTECTED)
             self._known[record.id] = Automatic(record.id, record.created, place, protected)
+            if record.id > self._newest and (self._newest or len(self._known) == 1):
+                self._newest = record.id
         else:
-            self._known.pop(record.id, None)
+            self.forget(record.id)
 
     def forget(self, number: int) -> None:
         """A snapshot is no more."""
         self._known.pop(number, None)
+        if number == self._newest:
+            self._newest = 0
 
 
 def differs_steps(volume: Volume, place: int) -> Steps[bool]:

@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -138,10 +139,11 @@ class CommitScheduler:
         """
         for _ in range(SPACE_ROUNDS_MAX):
             self._volume.check_writable()
-            for _ in range(RECLAIM_SLICES):
-                if not self._volume.reclaim_slice(RECLAIM_SLICE_BLOCKS):
-                    break
-                await trio.lowlevel.checkpoint()
+            with contextlib.suppress(SpaceShort):  # then a commit has to come first, as it does
+                for _ in range(RECLAIM_SLICES):
+                    if not self._volume.reclaim_slice(RECLAIM_SLICE_BLOCKS):
+                        break
+                    await trio.lowlevel.checkpoint()
             await self.commit(complete=not self._volume.dirty)
             try:
                 return operation()
@@ -247,7 +249,7 @@ class CommitScheduler:
                 rounds = 0
                 more = True
                 while more and rounds < SPACE_ROUNDS_MAX:
-                    while not self._volume.read_only and self._volume.reclaim_slice(RECLAIM_SLICE_BLOCKS):
+                    while not self._volume.read_only and await self._reclaim_slice():
                         await self.make_room()
                         await trio.lowlevel.checkpoint()
                     try:
@@ -261,3 +263,12 @@ class CommitScheduler:
                         await trio.lowlevel.checkpoint()
             except CowfsError as error:
                 log.error("reclaiming stopped: %s", error)
+
+    async def _reclaim_slice(self) -> bool:
+        """Drops a slice, after the commits that have to come first; True while more can be done."""
+        for _ in range(SPACE_ROUNDS_MAX):
+            try:
+                return self._volume.reclaim_slice(RECLAIM_SLICE_BLOCKS)
+            except SpaceShort:
+                await self.commit(complete=not self._volume.dirty)
+        return False

@@ -34,6 +34,7 @@ class Books:
         self.full = 0  # commits until there is space again
         self.crowd = 0
         self.reclaimable = 0
+        self.reclaim_waits = 0  # commits that have to come before anything can be reclaimed
 
     @property
     def dirty(self) -> bool:
@@ -65,6 +66,7 @@ class Books:
         self.durable = sealed.changes
         self.manifest_pending = not sealed.complete
         self.full = max(0, self.full - 1)
+        self.reclaim_waits = max(0, self.reclaim_waits - 1)
         self.crowd = 0
 
     def publish_failed(self, sealed: Sealed, error: BaseException) -> None:
@@ -72,6 +74,8 @@ class Books:
         self.read_only = True
 
     def reclaim_slice(self, blocks: int) -> bool:
+        if self.reclaim_waits:
+            raise SpaceShort
         self.reclaimable = max(0, self.reclaimable - 1)
         return self.reclaimable > 0
 
@@ -373,5 +377,82 @@ def test_reclaim_goes_on_until_nothing_waits() -> None:
             commits.start_reclaim()
             await until(lambda: books.reclaimable == 0)
             nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_reclaim_that_needs_commits_first_gets_them() -> None:
+    books = Books()
+    commits = scheduler(books)
+    books.full, books.reclaimable, books.reclaim_waits = 3, 5, 2
+    assert_done(commits, books)
+    books.reclaimable, books.reclaim_waits = 50, 3
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(commits.run)
+            commits.start_reclaim()
+            await until(lambda: books.reclaimable == 0)
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def assert_done(commits: CommitScheduler, books: Books) -> None:
+    async def main() -> None:
+        assert await commits.retry(books.operation) == "done"
+
+    run(main)
+
+
+def test_what_can_be_spared_is_asked_for_last_and_once_by_many() -> None:
+    books = Books()
+    commits = scheduler(books)
+    asked: list[int] = []
+
+    async def spare(missing: int) -> bool:
+        asked.append(missing)
+        await trio.sleep(0)
+        return len(asked) < 3
+
+    def operation() -> str:
+        if len(asked) < 2:
+            raise NoSpace(missing=7)
+        return books.operation()
+
+    async def one() -> None:
+        assert await commits.retry(operation) == "done"
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(one)
+        assert asked == [7, 7]
+
+        def hopeless() -> str:
+            raise NoSpace(missing=9)
+
+        with pytest.raises(NoSpace):
+            await commits.retry(hopeless)
+        assert asked == [7, 7, 9]
+
+    commits.spare = spare
+    run(main)
+
+
+def test_sparing_does_not_wait_for_itself() -> None:
+    books = Books()
+    commits = scheduler(books)
+
+    async def spare(missing: int) -> bool:
+        assert not await commits.make_space(NoSpace(missing=1))
+        return False
+
+    commits.spare = spare
+
+    async def main() -> None:
+        assert not await commits.make_space(NoSpace(missing=1))
+        assert not await commits.make_space(NoSpace("no free inode"))
+        assert not await commits.make_space(SpaceShort(missing=1))
 
     run(main)

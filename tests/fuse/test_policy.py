@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import mmap
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,12 @@ def policy(place: Place) -> dict[str, Any]:
 
 def newest(place: Place) -> Path:
     return place.mountpoint / ".cowfs" / "snapshots" / snapshots(place)[-1]
+
+
+def newest_holds(place: Place, content: bytes) -> bool:
+    names = snapshots(place)
+    file = newest(place) / "file" if names else None
+    return file is not None and file.exists() and file.read_bytes() == content
 
 
 def test_they_are_taken_with_what_the_kernel_keeps(mounted: Place) -> None:
@@ -93,3 +101,27 @@ def test_a_stored_policy_that_makes_no_sense_is_logged_and_nothing_else(place: P
     (place.mountpoint / "file").write_bytes(b"contents")
     wait_until(lambda: "the policy that is stored cannot be used" in place.log.read_text())
     assert place.info()["policy"] is None
+
+
+def test_a_full_mount_thins_instead_of_failing(place: Place) -> None:
+    place.make(16)
+    cowfs("policy", "set", place.image, "--every", "1s", "--keep", "1000m", "--thin-when-short")
+    place.mount()
+    root = place.mountpoint
+    for number in range(1, 4):
+        content = bytes([number]) * (3 << 20)
+        (root / "file").write_bytes(content)
+        wait_until(functools.partial(newest_holds, place, content))
+    place.command("policy set --every=1h --keep=1000m --thin-when-short")  # no more of them from here on
+    names = snapshots(place)
+    content = os.urandom(9 << 20)
+    with open(root / "big", "wb") as file:
+        file.write(content)
+        os.fsync(file.fileno())
+    place.remount()
+    assert (root / "big").read_bytes() == content
+    assert (root / "file").read_bytes() == b"\3" * (3 << 20)
+    left = snapshots(place)
+    assert 1 <= len(left) < len(names)
+    assert left[-1] == names[-1]
+    assert "early, for want of space" in place.log.read_text()
