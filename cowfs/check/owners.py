@@ -165,7 +165,7 @@ class OwnerSearch:
     def _write_back(self) -> None:
         """Puts what only memory knows of changed inodes into the trees."""
         if not self._volume.read_only:
-            for hook in self._volume.before_seal:
+            for hook in list(self._volume.before_seal):
                 hook()
 
     # --- the first pass: pointers ---

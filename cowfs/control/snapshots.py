@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Sequence
 
 from cowfs.control.host import Host
 from cowfs.control.specification import Arguments, Specification
 from cowfs.control.wire import Reply
-from cowfs.errors import Busy
+from cowfs.errors import Busy, NoSpace
 from cowfs.fs import usage
 from cowfs.fs.attributes import NANOSECONDS
 from cowfs.fs.diff import diff_steps
-from cowfs.fs.snapshot import SnapshotInfo
+from cowfs.fs.snapshot import SnapshotInfo, Snapshots
+from cowfs.fs.steps import TICKS, Steps
 from cowfs.storage.tree import Tree
 
 COUNT_TURNS_MAX = 8
+TOGETHER_MAX = 32  # trees that are deleted in one go; other requests wait for that
 
 
 async def _create(arguments: Arguments, host: Host) -> Reply:
@@ -30,8 +34,18 @@ async def _create(arguments: Arguments, host: Host) -> Reply:
 
 
 async def _list(arguments: Arguments, host: Host) -> Reply:
-    infos = sorted(host.snapshots, key=lambda info: info.id)
-    return {"snapshots": [describe(info) for info in infos]}
+    return {"snapshots": await host.work(_list_steps(host.snapshots))}
+
+
+def _list_steps(snapshots: Snapshots) -> Steps[list[Reply]]:
+    """Of 100,000 snapshots nobody waits for the list."""
+    infos = yield from snapshots.list_steps()
+    rows = []
+    for number, info in enumerate(infos):
+        rows.append(describe(info))
+        if number % TICKS == 0:
+            yield
+    return rows
 
 
 async def _show(arguments: Arguments, host: Host) -> Reply:
@@ -46,16 +60,35 @@ async def _rename(arguments: Arguments, host: Host) -> Reply:
 
 
 async def _delete(arguments: Arguments, host: Host) -> Reply:
-    names = arguments.words
+    names: Sequence[bytes] = arguments.words
     if arguments.flag("dry-run"):
         found = [host.snapshots.find(name) for name in dict.fromkeys(names)]
         freed = await host.work(usage.freed_by_steps(host.snapshots.volume, [info.place for info in found]))
         return {"would_delete": [_text(info.name) for info in found], "would_free": freed}
-    infos = await host.change(lambda: host.snapshots.delete(names))
+    names = [info.name for info in host.snapshots.deletable(names)]
+    for at in range(0, len(names), TOGETHER_MAX):
+        await _delete_together(host, names[at : at + TOGETHER_MAX])
     await host.commit()
     if arguments.flag("wait"):
         await host.reclaimed()
-    return {"deleted": [_text(info.name) for info in infos]}
+    return {"deleted": [_text(name) for name in names]}
+
+
+async def _delete_together(host: Host, names: list[bytes]) -> None:
+    """All in one commit; one after the other where the volume is too full for that."""
+    try:
+        await host.change(lambda: host.snapshots.delete(names))
+    except NoSpace:
+        if len(names) == 1:
+            raise
+        for name in names:
+            await host.change(functools.partial(host.snapshots.delete, [name]))
+    await host.work(_pause())
+
+
+def _pause() -> Steps[None]:
+    """Lets other requests in."""
+    yield
 
 
 async def _diff(arguments: Arguments, host: Host) -> Reply:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cowfs.errors import CowfsError, InvalidArgument
+from cowfs.fs.steps import TICKS, Steps
+from cowfs.fs.steps import finish as run_steps
 
 DIRECTORY_NAME = b".cowfs"
 FILE_NAME = b"control"
@@ -87,7 +89,24 @@ def _parse_json(text: str) -> Command:
 
 def encode_reply(reply: Reply) -> bytes:
     """A reply as it is read from the control file: one JSON object and a newline."""
-    return json.dumps(reply).encode() + b"\n"
+    return run_steps(encode_steps(reply))
+
+
+def encode_steps(reply: Reply) -> Steps[bytes]:
+    """The same a slice at a time: a reply may have a list of very many members."""
+    pieces = []
+    for key, value in reply.items():
+        pieces.append(f"{json.dumps(key)}: ")
+        if isinstance(value, list) and len(value) > TICKS:
+            groups = [value[at : at + TICKS] for at in range(0, len(value), TICKS)]
+            for number, group in enumerate(groups):
+                pieces.append(("[" if number == 0 else ", ") + json.dumps(group)[1:-1])
+                yield
+            pieces.append("]")
+        else:
+            pieces.append(json.dumps(value))
+        pieces.append(", ")
+    return f"{{{''.join(pieces[:-1])}}}\n".encode()
 
 
 def failure(error: CowfsError) -> Reply:

@@ -67,9 +67,15 @@ class Core:
         self._orphans: OrphanList | None = None
         self._late_orphans: set[int] = set()  # without users, but there was no space to free them
         self._doomed: list[int] = []  # orphaned directories with entries, see `release`; those to go on with last
+        self._admitting = False
+        self._changed_at = 0  # how many generations had been sealed when something changed
         if self.tree.writable:
             self._orphans = OrphanList(volume, self.inodes)
-            volume.before_seal.append(self._write_back)
+            self.inodes.on_change = self._note_change
+            if self.tree is volume.live:
+                self._engage()
+            else:
+                self.tree.idle = True
             self._release_orphans(self._orphans)
 
     # --- users ---
@@ -101,8 +107,7 @@ class Core:
 
     def detach(self) -> None:
         """The tree is no more, or no more this one: the object takes no part in commits any longer."""
-        if self._write_back in self.volume.before_seal:
-            self.volume.before_seal.remove(self._write_back)
+        self._disengage()
         self._orphans = None
         self._late_orphans.clear()
         self._doomed.clear()
@@ -122,7 +127,7 @@ class Core:
     def _free_orphan(self, orphans: OrphanList, number: int) -> None:
         with self.volume.operation():
             inode = self.inodes.find(number)
-            self.volume.admit(orphan_cost(self.tree, orphans.levels) + inode_cost(self.tree, 2), Tier.REMOVE)
+            self._admit(orphan_cost(self.tree, orphans.levels) + inode_cost(self.tree, 2), Tier.REMOVE)
             if inode is None or inode.links or inode.is_hidden:
                 self._note(f"inode {number} was on the list of orphans but is none; taken off")
                 orphans.remove(number)
@@ -174,6 +179,45 @@ class Core:
             self._orphans.write_back()
         self.inodes.write_back()
         self._names.write_back()
+        if self.tree is not self.volume.live and not self._admitting and self._changed_at < self.volume.seals:
+            self._disengage()
+
+    @property
+    def idle(self) -> bool:
+        """Whether the tree on the disk is up to date, with nothing in memory that a commit would add to it."""
+        return not self.tree.writable or self.tree.idle or not self.volume.dirty
+
+    def _admit(self, blocks: int, tier: Tier = Tier.WRITE) -> None:
+        """As `Volume.admit`, for a change of this tree. Raises SpaceShort, NoSpace.
+
+        What a seal may need for a clone is set aside only while the clone is being changed, and so it is asked for here:
+        looking at many clones of a full volume must not take the room from what frees some.
+        """
+        self._admitting = True
+        self._engage()
+        try:
+            self.volume.admit(blocks, tier)
+        except BaseException:
+            if self.tree is not self.volume.live and self._changed_at < self.volume.seals:
+                self._disengage()
+            raise
+        finally:
+            self._admitting = False
+
+    def _note_change(self) -> None:
+        self._changed_at = self.volume.seals
+        self._engage()
+
+    def _engage(self) -> None:
+        """The tree takes part in seals from now on."""
+        if self._write_back not in self.volume.before_seal:
+            self.volume.before_seal.append(self._write_back)
+        self.tree.idle = False
+
+    def _disengage(self) -> None:
+        if self._write_back in self.volume.before_seal:
+            self.volume.before_seal.remove(self._write_back)
+        self.tree.idle = True
 
     # --- what operations begin with ---
 

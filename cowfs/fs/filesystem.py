@@ -125,7 +125,7 @@ class Filesystem(CloneOperations):
             return
         with self.volume.operation():
             try:
-                self.volume.admit(leaves * path(self.tree.inodes))
+                self._admit(leaves * path(self.tree.inodes))
             except NoSpace:
                 self.inodes.forget_late_atimes()
             else:
@@ -163,7 +163,7 @@ class Filesystem(CloneOperations):
             data = memoryview(data)[:room]
             size = room
         with self.volume.operation():
-            self.volume.admit(data_cost(self.tree, self._geometry, offset, size))
+            self._admit(data_cost(self.tree, self._geometry, offset, size))
             root = self.inodes.make_writable(inode)
             self._trees.write(root, offset, data)
             inode.mtime = inode.ctime = self._now()
@@ -197,7 +197,7 @@ class Filesystem(CloneOperations):
         grows = size is not None and size > inode.root.size
         # Lists of more than a block are data, and must not use what is kept back for removing.
         grows = grows or len(lists) > self._geometry.block_size
-        self.volume.admit(cost, Tier.WRITE if grows else Tier.REMOVE)
+        self._admit(cost, Tier.WRITE if grows else Tier.REMOVE)
 
     def _set_size(self, inode: Inode, root: WritableRoot, size: int, kill_privileges: bool) -> None:
         if size != inode.root.size:
@@ -258,7 +258,7 @@ class Filesystem(CloneOperations):
             if data and not inode.xattr_inode:
                 self.inodes.prepare_allocation()
             cost = data_cost(self.tree, self._geometry, 0, max(len(data), 1))
-            self.volume.admit(cost + inode_cost(self.tree, 1))
+            self._admit(cost + inode_cost(self.tree, 1))
             self.inodes.make_writable(inode)
             now = self._now()
             self.xattrs.store(inode, data, now)
@@ -292,7 +292,7 @@ class Filesystem(CloneOperations):
         with self.volume.operation():
             cost = data_cost(self.tree, self._geometry, 0, max(len(data), 1)) + inode_cost(self.tree, 1)
             # What is left is written anew; only where that is little may it use what is kept back for removing.
-            self.volume.admit(cost, Tier.REMOVE if cost <= self.volume.margin else Tier.WRITE)
+            self._admit(cost, Tier.REMOVE if cost <= self.volume.margin else Tier.WRITE)
             self.inodes.make_writable(inode)
             now = self._now()
             self.xattrs.store(inode, data, now)

@@ -17,6 +17,7 @@ Locking: the core thread only.
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from os import makedev
 from typing import Final
 from weakref import WeakValueDictionary
@@ -134,6 +135,7 @@ class InodeTable:
         self._dirty: dict[int, Inode] = {}
         self._late_atimes: dict[int, Inode] = {}
         self._prepared: list[int | None] = []
+        self.on_change: Callable[[], None] = lambda: None  # something will have to be written back
         self._trim_at = INODE_CACHE_MAX  # number of cached inodes at which some are forgotten
         if tree.num_inodes * f.INODE_SIZE > tree.inodes.size:
             raise Corrupt("inode file", wanted=f"{tree.num_inodes} inodes", found=f"{tree.inodes.size} bytes")
@@ -272,6 +274,7 @@ class InodeTable:
             self._trees.prepare_leaf(self.tree.writable_inodes(), (inode.number - 1) // self._per_leaf)
             inode.epoch = self._trees.epoch
             token = inode.token = self._trees.token(inode.root)
+            self.on_change()
             self._dirty[inode.number] = inode
             self.cached[inode.number] = inode
         inode.attributes = None
@@ -289,6 +292,7 @@ class InodeTable:
         inode.generation = self._volume.next_generation() & 0xFFFFFFFF
         inode.epoch = self._trees.epoch
         inode.token = self._trees.token(inode.root)
+        self.on_change()
         self._dirty[inode.number] = inode
         self.cached[inode.number] = self._alive[inode.number] = inode
         return inode

@@ -96,7 +96,7 @@ class NameOperations(Core):
         mode, lists = self._inheritance(where, kind | mode & _PERMISSIONS, caller)
         with self.volume.operation():
             self.inodes.prepare_allocation(2 if lists else 1)
-            self.volume.admit(name_cost(self.tree, 2, where) + self._lists_cost(lists))
+            self._admit(name_cost(self.tree, 2, where) + self._lists_cost(lists))
             inode = self._new_entry(where, name, mode, caller, lists)
             inode.rdev = device
         return self.inodes.attributes(inode)
@@ -110,7 +110,7 @@ class NameOperations(Core):
         mode, lists = self._inheritance(where, stat.S_IFDIR | mode & _PERMISSIONS, caller)
         with self.volume.operation():
             self.inodes.prepare_allocation(2 if lists else 1)
-            self.volume.admit(name_cost(self.tree, 2, where) + 1 + self._lists_cost(lists))
+            self._admit(name_cost(self.tree, 2, where) + 1 + self._lists_cost(lists))
             inode = self._new_entry(where, name, mode | where.mode & stat.S_ISGID, caller, lists)
             inode.links = 2
             where.links += 1
@@ -129,7 +129,7 @@ class NameOperations(Core):
         self._check_new(directory, name)
         with self.volume.operation():
             self.inodes.prepare_allocation()
-            self.volume.admit(name_cost(self.tree, 2, where) + self._geometry.blocks_of(len(target)) + 2)
+            self._admit(name_cost(self.tree, 2, where) + self._geometry.blocks_of(len(target)) + 2)
             inode = self._new_entry(where, name, stat.S_IFLNK | 0o777, caller)
             self._trees.write(self.inodes.make_writable(inode), 0, target)
         return self.inodes.attributes(inode)
@@ -146,7 +146,7 @@ class NameOperations(Core):
         if inode.links >= f.LINK_COUNT_MAX:
             raise TooManyLinks
         with self.volume.operation():
-            self.volume.admit(name_cost(self.tree, 2, where))
+            self._admit(name_cost(self.tree, 2, where))
             now = self._now()
             root = self.inodes.make_writable(where)
             self.inodes.make_writable(inode)
@@ -204,7 +204,7 @@ class NameOperations(Core):
         if inode.is_directory:
             raise IsADirectory
         with self.volume.operation():
-            self.volume.admit(self._removal_cost(where), Tier.REMOVE)
+            self._admit(self._removal_cost(where), Tier.REMOVE)
             now = self._now()
             root = self.inodes.make_writable(where)
             self.inodes.make_writable(inode)
@@ -223,7 +223,7 @@ class NameOperations(Core):
         index, inode = self._entry(directory, name)
         self._check_removable(inode)
         with self.volume.operation():
-            self.volume.admit(self._removal_cost(where), Tier.REMOVE)
+            self._admit(self._removal_cost(where), Tier.REMOVE)
             now = self._now()
             root = self.inodes.make_writable(where)
             self.inodes.make_writable(inode)
@@ -323,7 +323,7 @@ class NameOperations(Core):
         self._check_parent_links(new_where, target, old_where, moved.is_directory)
         with self.volume.operation():
             cost = name_cost(self.tree, 4, old_where, new_where) + path(moved.root) + path(target.root)
-            self.volume.admit(cost)
+            self._admit(cost)
             now = self._now()
             old_root, new_root = self.inodes.make_writable(old_where), self.inodes.make_writable(new_where)
             self.inodes.make_writable(moved)
@@ -360,7 +360,7 @@ class NameOperations(Core):
             self._names.prepare()
         growth = self._check_parent_links(old_where, moved, new_where, target is not None and target.is_directory)
         with self.volume.operation():
-            self.volume.admit(self._removal_cost(old_where) + name_cost(self.tree, 2, new_where) + path(moved.root))
+            self._admit(self._removal_cost(old_where) + name_cost(self.tree, 2, new_where) + path(moved.root))
             now = self._now()
             old_root, new_root = self.inodes.make_writable(old_where), self.inodes.make_writable(new_where)
             self.inodes.make_writable(moved)

@@ -25,11 +25,12 @@ from cowfs.fs.attributes import NANOSECONDS, AtimeMode
 from cowfs.fs.automatic import AutomaticSnapshots
 from cowfs.fs.clock import file_time
 from cowfs.fs.filesystem import Filesystem
+from cowfs.fs.steps import TICKS, Steps, Watch, sort
 from cowfs.ondisk import format as f
 from cowfs.storage.forest import TREE_COST
 from cowfs.storage.snapshots import SnapshotTable, description_of, name_of, printable
 from cowfs.storage.tree import Tree
-from cowfs.storage.volume import Tier, Volume
+from cowfs.storage.volume import TREE_COPIES_MAX, Tier, Volume
 
 OPEN_TREES_MAX: Final = 64  # trees without users that are kept ready
 BEFORE_ROLLBACK: Final = b"before-rollback-"
@@ -67,6 +68,7 @@ class Snapshots:
         self.automatic = AutomaticSnapshots(self._table)
         self._clock = clock
         self._atime = atime
+        self.mentioned: dict[int, int] = {}  # by id: the place in the table, of those known outside by their id
         self._filesystems: dict[int, Filesystem] = {}  # of snapshots and clones, the one used longest ago first
 
     # --- finding ---
@@ -88,6 +90,36 @@ class Snapshots:
         for place, record in self._table:
             if not record.flags & f.SNAPSHOT_INTERNAL:
                 yield _info(place, record)
+
+    def page_steps(self, place: int, count: int) -> Steps[tuple[list[SnapshotInfo], int]]:
+        """At most `count` of those at or behind a place of the table that have a name, and the place to go on from.
+
+        What is created or deleted between two pages may or may not be met, all others are, once. The end of the table is
+        reached when the page is empty.
+        """
+        table = self._table
+        infos: list[SnapshotInfo] = []
+        ticks = 0
+        while place < table.places and len(infos) < count:
+            if not table.is_empty(place):
+                record = table.get(place)
+                if not record.flags & f.SNAPSHOT_INTERNAL:
+                    infos.append(_info(place, record))
+            place += 1
+            ticks += 1
+            if ticks % TICKS == 0:
+                yield
+        return infos, place
+
+    def list_steps(self) -> Steps[list[SnapshotInfo]]:
+        """All that have a name, the oldest first; of those created or deleted meanwhile, some."""
+        infos: list[SnapshotInfo] = []
+        place = 0
+        while place < self._table.places:
+            page, place = yield from self.page_steps(place, TICKS)
+            infos += page
+            yield
+        return (yield from sort(infos, lambda info: info.id, Watch(self.volume, ())))
 
     def __len__(self) -> int:
         return self.volume.forest.named_count
@@ -148,19 +180,25 @@ class Snapshots:
     def delete(self, names: Sequence[bytes]) -> list[SnapshotInfo]:
         """Deletes all of these, or, where one cannot be, none: what only they held is dropped by reclaim.
 
-        Raises NotFound, NotPermitted for a protected one, NoSpace, SpaceShort.
+        Raises NotFound, NotPermitted for a protected one, SpaceShort. NoSpace only for several: one alone always can be.
         """
+        infos = self.deletable(names)
+        with self.volume.operation():
+            self.volume.admit(self._drop_cost(len(infos)), Tier.SYSTEM)
+            self._write_back()
+            for info in infos:
+                self._forget(info.id)
+                self.mentioned.pop(info.id, None)
+                self.volume.forest.drop(info.place)
+                self.automatic.forget(info.id)
+        return infos
+
+    def deletable(self, names: Sequence[bytes]) -> list[SnapshotInfo]:
+        """Those of these names, each once. Raises NotFound, NotPermitted for a protected one."""
         infos = [self.find(name) for name in dict.fromkeys(names)]
         for info in infos:
             if info.protected:
                 raise NotPermitted(f"snapshot {printable(info.name)} is protected")
-        with self.volume.operation():
-            self.volume.admit(TREE_COST, Tier.SYSTEM)
-            self._write_back()
-            for info in infos:
-                self._forget(info.id)
-                self.volume.forest.drop(info.place)
-                self.automatic.forget(info.id)
         return infos
 
     def rename(self, name: bytes, new_name: bytes) -> SnapshotInfo:
@@ -239,6 +277,11 @@ class Snapshots:
     def _table(self) -> SnapshotTable:
         return self.volume.forest.table
 
+    def _drop_cost(self, count: int) -> int:
+        """Blocks to be admitted for deleting so many: for a few what removing can always have, for more all of it."""
+        cost, margin = TREE_COST * count, self.volume.margin
+        return cost if cost <= margin else max(cost, TREE_COPIES_MAX * margin + 1)
+
     def _set_flags(self, place: int, *, on: int = 0, off: int = 0) -> None:
         record = self._table.get(place)
         record.flags = record.flags & ~off | on
@@ -249,7 +292,7 @@ class Snapshots:
 
     def _write_back(self) -> None:
         """Puts what only memory knows into the trees, before one of them is shared."""
-        for hook in self.volume.before_seal:
+        for hook in list(self.volume.before_seal):
             hook()
 
     def _check(self, name: bytes, description: bytes) -> None:
@@ -284,7 +327,7 @@ class Snapshots:
         for tree_id, filesystem in list(self._filesystems.items()):
             if len(self._filesystems) < OPEN_TREES_MAX:
                 return
-            if not filesystem.in_use and not (filesystem.tree.writable and self.volume.dirty):
+            if filesystem.idle and not filesystem.in_use:
                 self._forget(tree_id)
                 self.volume.forest.forget(tree_id)
 

@@ -9,12 +9,12 @@ position 0 starts the reply again. `docs/CONTROL.md` has the grammar.
 
 from __future__ import annotations
 
-import builtins
 import errno
 import logging
 import os
 import stat
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pyfuse3
@@ -28,13 +28,14 @@ from cowfs.fs.snapshot import Snapshots
 from cowfs.fuse import convert
 from cowfs.fuse.handlers import DirectoryHandle
 from cowfs.fuse.query import QueryDirectory, QueryHandle
-from cowfs.fuse.trees import SnapshotFolder, Trees
+from cowfs.fuse.trees import FolderPage, SnapshotFolder, Trees
 
 DIRECTORY_NODE = convert.CONTROL_NODES | 1
 FILE_NODE = convert.CONTROL_NODES | 2
 FOLDER_NODE = convert.CONTROL_NODES | 3
 QUERY_NODE = convert.CONTROL_NODES | 4
 FIRST_QUERY_NODE = convert.CONTROL_NODES | 5
+DOTS = (b".", b"..")
 _BLOCK_SIZE = 4096
 _NOT_LOGGED = (control.INFO.words, ("scrub", "status"))  # asked often, and changing nothing
 
@@ -55,7 +56,7 @@ class ControlHandle:
         self._reply, self._position = b"", 0
         try:
             command = replace(control.parse(data), uid=self._uid)
-            reply = await commands.execute(command, self._host)
+            reply = await self._host.work(control.encode_steps(await commands.execute(command, self._host)))
             if command.words not in _NOT_LOGGED:
                 log.info("command: %s", command.to_json().decode())
         except CowfsError as error:
@@ -65,7 +66,7 @@ class ControlHandle:
             failed = control.CommandFailed(error.errno or errno.EIO, str(error))
             self._reply = control.encode_reply(control.failure(failed))
             raise failed from error
-        self._reply = control.encode_reply(reply)
+        self._reply = reply
         return len(data)
 
     def read(self, offset: int, size: int) -> bytes:
@@ -130,23 +131,34 @@ class ControlDirectory:
             result.attr_timeout = 0.0  # the kernel takes what is written for its size
         return result
 
-    def list(self, handle: DirectoryHandle, start: int, token: pyfuse3.ReaddirToken) -> None:
+    async def list(self, handle: DirectoryHandle, start: int, token: pyfuse3.ReaddirToken) -> None:
         """Replies to readdir from cookie `start` on. The trees come without true attributes: who wants those asks."""
-        if start == 0 or handle.names is None:
-            handle.names = self._names(handle.node)
-        for number, (name, node) in enumerate(handle.names[start:], start + 1):
-            entry = self.entry(node) if node >= convert.CONTROL_NODES else _unopened(node)
-            if not pyfuse3.readdir_reply(token, name, entry, number):
+        told = 0
+        for number, (name, node) in enumerate(self._names(handle.node)[start:], start + 1):
+            if not pyfuse3.readdir_reply(token, name, self.entry(node), number):
                 return
+            told += 1
+        if handle.node != FOLDER_NODE or self.folder is None:
+            return
+        place = max(0, start - len(DOTS))
+        if told or handle.page is None or handle.page.start != place:
+            handle.page = FolderPage(place)
+        while await self._host.work(self.folder.fill_steps(handle.page)):
+            while handle.page.infos:
+                info = handle.page.infos[-1]
+                node = self.folder.mention(info)
+                if not pyfuse3.readdir_reply(token, info.name, _unopened(node), info.place + 1 + len(DOTS)):
+                    return
+                handle.page.passed()
 
-    def _names(self, node: int) -> builtins.list[tuple[bytes, int]]:
-        if self._query.has(node):
-            return [(b".", node), (b"..", DIRECTORY_NODE)]
-        if node == FOLDER_NODE and self.folder is not None:
-            return [(b".", FOLDER_NODE), (b"..", DIRECTORY_NODE), *self.folder.names()]
-        names = [(b".", DIRECTORY_NODE), (b"..", DIRECTORY_NODE), (control.FILE_NAME, FILE_NODE)]
-        names.append((control.QUERY_NAME, QUERY_NODE))
-        return names if self.folder is None else [*names, (control.SNAPSHOTS_NAME, FOLDER_NODE)]
+    def _names(self, node: int) -> Sequence[tuple[bytes, int]]:
+        """Those that do not change."""
+        names = [*zip(DOTS, (node, DIRECTORY_NODE), strict=True)]
+        if node == DIRECTORY_NODE:
+            names += [(control.FILE_NAME, FILE_NODE), (control.QUERY_NAME, QUERY_NODE)]
+            if self.folder is not None:
+                names.append((control.SNAPSHOTS_NAME, FOLDER_NODE))
+        return names
 
     async def open(self, node: int, uid: int) -> ControlHandle | QueryHandle:
         """A descriptor for commands, or for the reply to one. Root and the mounting user may command."""

@@ -15,6 +15,7 @@ from cowfs.errors import NoSpace, SpaceShort
 from cowfs.fs import Filesystem, Listing
 from cowfs.fuse import convert
 from cowfs.fuse.commits import CommitScheduler
+from cowfs.fuse.trees import FolderPage
 
 
 class Door(Protocol):
@@ -121,11 +122,11 @@ class FileHandle:
 class DirectoryHandle:
     """An open directory, with the listing in progress. The control directory has no tree."""
 
-    __slots__ = ("ino", "listing", "names", "node", "tree")
+    __slots__ = ("ino", "listing", "node", "page", "tree")
 
     def __init__(self, tree: Filesystem | None, node: int) -> None:
         self.tree = tree
         self.node = node
-        self.names: list[tuple[bytes, int]] | None = None  # of the control directory's listing
+        self.page: FolderPage | None = None  # of the listing of the folder of snapshots
         self.ino = node & convert.INODE_MASK
         self.listing: Listing | None = None

@@ -118,10 +118,11 @@ class QueryDirectory:
             raise NotFound
         try:
             command = control.parse(control.query_decoded(known.text))
-            reply = await commands.execute(command, self._host, reading=True)
+            found = await commands.execute(command, self._host, reading=True)
+            reply = await self._host.work(control.encode_steps(found))
         except CowfsError as error:
             return QueryHandle(control.encode_reply(control.failure(error)), error.errno)
         except OSError as error:
             failed = control.CommandFailed(error.errno or errno.EIO, str(error))
             return QueryHandle(control.encode_reply(control.failure(failed)), failed.errno)
-        return QueryHandle(control.encode_reply(reply), 0)
+        return QueryHandle(reply, 0)

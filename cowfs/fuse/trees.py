@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pyfuse3
 import trio
@@ -21,9 +21,11 @@ from cowfs.errors import CowfsError, NotFound, NotPermitted, Stale
 from cowfs.fs.attributes import Attributes
 from cowfs.fs.filesystem import Filesystem
 from cowfs.fs.snapshot import SnapshotInfo, Snapshots
+from cowfs.fs.steps import Steps
 from cowfs.fuse import convert, loop
 
 ROOT_NODE = 1
+PAGE_ENTRIES = 128  # snapshots that a listing of the folder reads ahead
 FIRST_INCARNATION = 0xF000_0000  # tree numbers from here on are restored live trees; no snapshot has such an id
 NOTIFY_INC_EPOCH = 8  # FUSE_NOTIFY_INC_EPOCH in Linux's include/uapi/linux/fuse.h: drops all cached names
 
@@ -35,7 +37,6 @@ class Trees:
         self._top = top
         self._snapshots = snapshots
         self._incarnations = 0
-        self._places: dict[int, int] = {}  # in the snapshot table, of the ids that the kernel was told of
         self.root = top()
         self.root.node_bits = 0
 
@@ -57,13 +58,14 @@ class Trees:
         """A tree of which the kernel knows the root only, so that it need not be kept open."""
         assert self._snapshots is not None
         try:
-            return self.root_of(self._snapshots.at(self._places[number], number))
+            return self.root_of(self._snapshots.at(self._snapshots.mentioned[number], number))
         except (KeyError, NotFound):
             raise Stale from None
 
     def mention(self, info: SnapshotInfo) -> int:
         """The node id of a tree's root directory, of which the kernel is about to hear."""
-        self._places[info.id] = info.place
+        assert self._snapshots is not None
+        self._snapshots.mentioned[info.id] = info.place
         return info.id << convert.INODE_BITS | ROOT_NODE
 
     def node(self, tree: Filesystem, ino: int) -> int:
@@ -74,7 +76,7 @@ class Trees:
         """The filesystem of a snapshot or clone, ready to have nodes. Raises Corrupt, DeviceError."""
         assert self._snapshots is not None
         tree = self._snapshots.filesystem(info)
-        self._places[info.id] = info.place
+        self._snapshots.mentioned[info.id] = info.place
         if tree is not self.root:
             tree.node_bits = info.id << convert.INODE_BITS
         return tree
@@ -88,16 +90,23 @@ class Trees:
             self.root = top
 
 
+def forget_all_names() -> bool:
+    """Has the kernel look up every name again when it next meets it; False where it cannot be told so."""
+    message = (16).to_bytes(4, "little") + NOTIFY_INC_EPOCH.to_bytes(4, "little") + bytes(8)
+    try:
+        os.write(loop.session_fd(), message)
+    except OSError:
+        return False
+    return True
+
+
 def forget_names(names: list[bytes], nodes: list[int]) -> None:
     """Has the kernel forget all names, and the contents of `nodes`. For a thread: the kernel may write back meanwhile.
 
     `names` are those of the root directory, for kernels that cannot forget all names at once: with a name in the root
     everything below it is forgotten.
     """
-    message = (16).to_bytes(4, "little") + NOTIFY_INC_EPOCH.to_bytes(4, "little") + bytes(8)
-    try:
-        os.write(loop.session_fd(), message)
-    except OSError:
+    if not forget_all_names():
         for name in names:
             _ignoring_absence(lambda name=name: pyfuse3.invalidate_entry(ROOT_NODE, name))  # type: ignore[misc]
     for node in dict.fromkeys([ROOT_NODE, *nodes]):
@@ -116,6 +125,24 @@ def _ignoring_absence(notify: Callable[[], None]) -> None:
         notify()
     except OSError:
         return
+
+
+class FolderPage:
+    """Where a listing of the folder is: `infos`, the next one last, are those from place `start` to `behind` of the table.
+
+    The table is read a page at a time, so that neither time nor memory depends on how many snapshots there are. What is
+    made or deleted meanwhile may or may not be met, as POSIX has it; nothing else is left out or met twice.
+    """
+
+    __slots__ = ("behind", "infos", "start")
+
+    def __init__(self, place: int) -> None:
+        self.start = self.behind = place
+        self.infos: list[SnapshotInfo] = []
+
+    def passed(self) -> None:
+        """The next one has been told."""
+        self.start = self.infos.pop().place + 1
 
 
 class SnapshotFolder:
@@ -139,10 +166,16 @@ class SnapshotFolder:
         tree = self._trees.root_of(self._snapshots.find(name))
         return tree, tree.getattr(ROOT_NODE)
 
-    def names(self) -> Iterator[tuple[bytes, int]]:
-        """Name and node of all trees, by age."""
-        for info in sorted(self._snapshots, key=lambda info: info.id):
-            yield info.name, self._trees.mention(info)
+    def fill_steps(self, page: FolderPage) -> Steps[bool]:
+        """Reads on in the snapshot table where the page is empty; False at the end of the table."""
+        if not page.infos:
+            page.infos, page.behind = yield from self._snapshots.page_steps(page.behind, PAGE_ENTRIES)
+            page.infos.reverse()
+        return bool(page.infos)
+
+    def mention(self, info: SnapshotInfo) -> int:
+        """See Trees."""
+        return self._trees.mention(info)
 
     def check_caller(self, uid: int) -> None:
         """Root and the mounting user may command. Raises NotPermitted."""

@@ -180,13 +180,13 @@ class Forest:
     @property
     def store_cost(self) -> int:
         """Blocks that `store_clones` may take at most, however many of them are dirty already."""
-        pages = sum(tree.writable for _, tree in self._open.values())
+        pages = sum(tree.writable and not tree.idle for _, tree in self._open.values())
         return pages + self._volume.snapshots.nodes_max if pages else 0
 
     def store_clones(self) -> None:
         """Puts the roots of changed clones into their records: part of each seal."""
         for place, tree in self._open.values():
-            if tree.writable:
+            if tree.writable and not tree.idle:
                 record = self.table.get(place)
                 before = record.pack()
                 tree.store_in(record)

@@ -426,14 +426,18 @@ class ChecksumTree(PagedTree):
         return False  # a page of zeros is as good as any other here
 
 
-def tree_capacity_blocks(geometry: Geometry, size: int, entry_words: int = 1) -> int:
-    """Blocks of a full tree of `size` bytes, nodes included: what a commit may at most place of it."""
-    total = level_count = geometry.blocks_of(size)
+def tree_capacity_blocks(geometry: Geometry, size: int, entry_words: int = 1, *, pages_max: int | None = None) -> int:
+    """Blocks of a full tree of `size` bytes, nodes included: what a commit may at most place of it.
+
+    `pages_max`: no more of its pages are anything but holes.
+    """
+    level_count = geometry.blocks_of(size)
+    total = used = level_count if pages_max is None else min(level_count, pages_max)
     fanout = geometry.fanout // entry_words
     levels = geometry.levels_of(level_count, fanout)
     for _ in range(levels):
         level_count = -(-level_count // fanout)
-        total += level_count
+        total += min(level_count, used)
     return total
 
 

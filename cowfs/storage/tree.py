@@ -35,6 +35,7 @@ class Tree:
         self.id = tree_id
         self.writable = writable
         self.incarnation = 0
+        self.idle = False  # nobody changes it: its record, if it is a clone, is up to date
         self.inodes = _root(record.inode, f.KIND_INODES)
         self.longnames = _root(record.longfile, f.KIND_LONG_NAMES)
         geometry = trees.store.geometry

@@ -75,6 +75,7 @@ class Volume:
         self._manifests = {slot.number} if slot.manifest else set()  # the slots that have one
         self.clock: Callable[[], int] = time.time_ns
         self.commits = 0
+        self.seals = 0
         self.store = BlockStore(device, slot.geometry)
         zero = slot.extension.zero_blocks if slot.extension else ()
         self.zero_blocks: tuple[int, ...] = zero
@@ -295,18 +296,21 @@ class Volume:
     def _floor(self, tier: Tier) -> int:
         """Blocks that an operation of this tier must leave (I12)."""
         assert self.extension is not None
-        # Both as of the last seal, so that what the open generation places is still counted in full.
+        # All as of the last seal, so that what the open generation places is still counted in full.
+        extension = self.extension
+        records = extension.snapshot_count
+        record_pages = -(-f.SnapshotRecord.SIZE // self.geometry.block_size)
         others = sum(
-            tree_capacity_blocks(self.geometry, size) + f.SYSTEM_LEVEL_MAX
-            for size in (
-                self.extension.snapshots.size,
-                self.extension.snapshot_index.size,
-                self.extension.settings.size,
-                self.extension.reclaim_count * f.ReclaimEntry.SIZE,
+            tree_capacity_blocks(self.geometry, size, pages_max=pages) + f.SYSTEM_LEVEL_MAX
+            for size, pages in (
+                (extension.snapshots.size, records * record_pages),
+                (extension.snapshot_index.size, records),
+                (extension.settings.size, None),
+                (extension.reclaim_count * f.ReclaimEntry.SIZE, None),
             )
             if size
         )
-        growth = max(0, self._capacity + others - self.extension.system_blocks)
+        growth = max(0, self._capacity + others - extension.system_blocks)
         return self._capacity + growth + (Tier.SYSTEM - tier) * self.margin
 
     @property
@@ -397,7 +401,7 @@ class Volume:
         assert self._in_flight is None, "one commit at a time"
         assert self.tx is not None
         try:
-            for hook in self.before_seal:
+            for hook in list(self.before_seal):
                 hook()
             changed = self.dirty
             sealed = self._sealer.seal(changed=changed, complete=complete)
@@ -406,6 +410,7 @@ class Volume:
             raise
         self._sealed_changes = self.tx.changes
         self.trees.epoch += 1
+        self.seals += 1
         self._in_flight = sealed
         return sealed
 
@@ -463,7 +468,7 @@ class Volume:
         """A clean end: everything committed, both slots complete and naming the same state, slot 1 newest."""
         if self.read_only:
             return
-        for hook in self.before_seal:
+        for hook in list(self.before_seal):
             hook()
         if self.dirty:
             self.commit(complete=True)
