@@ -368,7 +368,7 @@ def test_full_volumes(block_size: int) -> None:
     refused: Counter[str] = Counter()
     for seed in range(SEEDS_PER_BLOCK_SIZE):
         refused += one_run(seed, block_size).refused
-    assert {"write", "create", "snapshot"} <= set(refused), "the volumes were never full"
+    assert {"write", "create"} <= set(refused), "the volumes were never full"
 
 
 @pytest.mark.soak

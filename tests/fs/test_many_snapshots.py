@@ -129,7 +129,7 @@ def many(count: int, block_size: int) -> None:
     grown = memory() - before
     for step, (read, written) in volume.costs().items():
         assert read <= few[step][0] + 20, step  # with small blocks a path gets longer in five trees
-        assert written <= few[step][1] + 12, step
+        assert written <= few[step][1] + 20, step
         assert max(read, written) <= STEP_BLOCKS_MAX, step
     for _ in range(300):
         volume.random.choice((volume.create, volume.look_up, volume.rename, volume.delete, volume.protect))()
@@ -251,3 +251,33 @@ def decoded(data: bytes) -> object:
     assert data.endswith(b"\n")
     assert data.count(b"\n") == 1
     return json.loads(data)
+
+
+def test_looking_at_clones_takes_no_room() -> None:
+    """What a seal may need for a clone is set aside while the clone is changed, not because somebody looked at it."""
+    volume = Many(300, 4096)
+    for number in range(100):
+        volume.trees.create(b"clone %d" % number, writable=True)
+    volume.trees.volume.commit()
+    available = volume.trees.volume._available
+    for number in range(100):
+        files = volume.trees.filesystem(volume.trees.find(b"clone %d" % number))
+        assert files.lookup(1, b"file").ino == volume.file
+        if number < 3:
+            files.write(volume.file, 0, b"of clone %d" % number)
+    assert available - 3 * 40 <= volume.trees.volume._available < available
+    for _ in range(3):
+        volume.trees.live.write(volume.file, 0, b"live")
+        volume.trees.volume.commit()
+    assert available - 3 * 20 <= volume.trees.volume._available, "what was written takes room, and nothing else"
+    for number in (0, 1, 2, 99):
+        volume.trees.filesystem(volume.trees.find(b"clone %d" % number)).write(volume.file, 4, b"again")
+    volume.close()
+    assert_sound(volume.device)
+    volume.open()
+    for number in range(4):
+        files = volume.trees.filesystem(volume.trees.find(b"clone %d" % number))
+        assert files.read(volume.file, 0, 20) == (b"of cagain%d" % number if number < 3 else b"")
+    files = volume.trees.filesystem(volume.trees.find(b"clone 99"))
+    assert files.read(volume.file, 0, 20) == bytes(4) + b"again"
+    volume.close()
