@@ -19,13 +19,14 @@ Locking: the core thread only. Between two awaits other operations run, so what 
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from cowfs.control.wire import Reply
-from cowfs.errors import Busy, Corrupt, CowfsError, DeviceError, InvalidArgument, NotFound
+from cowfs.errors import Busy, Corrupt, CowfsError, DeviceError, InvalidArgument, NoSpace, NotFound
 from cowfs.fs import usage
 from cowfs.fs.attributes import NANOSECONDS
 from cowfs.fs.automatic import differs_steps
@@ -188,7 +189,12 @@ class Rolling:
             if self.policy is not policy or not self._active:
                 break
             some = numbers[start : start + THINNED_AT_ONCE]
-            deleted = await host.change(lambda some=some: self._delete_now(some))  # type: ignore[misc]
+            try:
+                deleted = await host.change(functools.partial(self._delete_now, some))
+            except NoSpace:  # for all of them at once
+                deleted = 0
+                for number in some:
+                    deleted += await host.change(functools.partial(self._delete_now, [number]))
             if deleted:
                 count += deleted
                 await host.commit()

@@ -71,11 +71,6 @@ class SnapshotTable:
             if not self.is_empty(place):
                 yield place, self._read(place)
 
-    @property
-    def places(self) -> int:
-        """All records lie at places below this."""
-        return self._places
-
     def is_empty(self, place: int) -> bool:
         """Whether no record is at a place of the table."""
         return self._records.read(place * f.SnapshotRecord.SIZE, len(_NO_ID)) == _NO_ID
