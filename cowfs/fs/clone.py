@@ -45,7 +45,7 @@ class CloneOperations(ReleaseOperations):
         self._trees.check_share(_roots(inode, holder))
         with self.volume.operation():
             self.inodes.prepare_allocation(1 if holder is None else 2)
-            self.volume.admit(name_cost(self.tree, COPY_INODES, where))
+            self._admit(name_cost(self.tree, COPY_INODES, where))
             now = self._now()
             root = self.inodes.make_writable(where)
             number = self._copy_inode(inode, holder, links=1, keep_privileges=keep_privileges, now=now)
@@ -84,7 +84,7 @@ class CloneOperations(ReleaseOperations):
         self._trees.check_share(_roots(inode, holder))
         with self.volume.operation():
             self.inodes.prepare_allocation(1 if holder is None else 2)
-            self.volume.admit(name_cost(self.tree, COPY_INODES) + orphan_cost(self.tree, orphans.levels) + 1)
+            self._admit(name_cost(self.tree, COPY_INODES) + orphan_cost(self.tree, orphans.levels) + 1)
             copy = self._copy_directory(inode, holder, parent, links=0)
             orphans.add(copy.number)
         self.hold(parent)
@@ -115,7 +115,7 @@ class CloneOperations(ReleaseOperations):
         with self.volume.operation():
             if known is None:
                 self.inodes.prepare_allocation(1 if holder is None else 2)
-            self.volume.admit(name_cost(self.tree, COPY_INODES, where) + 1)
+            self._admit(name_cost(self.tree, COPY_INODES, where) + 1)
             root = self.inodes.make_writable(where)
             if known is not None:
                 self.inodes.add_link(known)
@@ -137,7 +137,7 @@ class CloneOperations(ReleaseOperations):
         if where.links >= f.LINK_COUNT_MAX:
             raise TooManyLinks
         with self.volume.operation():
-            self.volume.admit(name_cost(self.tree, 2, where) + orphan_cost(self.tree, orphans.levels))
+            self._admit(name_cost(self.tree, 2, where) + orphan_cost(self.tree, orphans.levels))
             now = self._now()
             root = self.inodes.make_writable(where)
             self.inodes.make_writable(copy)

@@ -54,7 +54,7 @@ class ReleaseOperations(NameOperations):
             orphans = self._orphans
             assert orphans is not None
             with self.volume.operation():
-                self.volume.admit(orphan_cost(self.tree, orphans.levels) + inode_cost(self.tree, 2), Tier.REMOVE)
+                self._admit(orphan_cost(self.tree, orphans.levels) + inode_cost(self.tree, 2), Tier.REMOVE)
                 self.inodes.make_writable(inode)
                 orphans.remove(number)
                 self._free(inode)
@@ -63,7 +63,7 @@ class ReleaseOperations(NameOperations):
         child = self.inodes.get(directory.number(last), f"directory {number}")
         full = child.is_directory and len(self.directories.open(child)) > DOTS
         with self.volume.operation():
-            self.volume.admit(self._removal_cost(inode), Tier.REMOVE)
+            self._admit(self._removal_cost(inode), Tier.REMOVE)
             now = self._now()
             root = self.inodes.make_writable(inode)
             self.inodes.make_writable(child)
