@@ -54,7 +54,7 @@ from cowfs.ondisk.acl import ACCESS_NAME
 
 SHORT_SPACE_BYTES = 64 << 20
 SHORT_SPACE_PART = 20
-"""With less available than these bytes, or than this part of the volume, files opened for writing bypass the kernel's
+"""With less available than these bytes, or than this part of the volume, files opened only for writing bypass the kernel's
 write cache, so that a full volume is an error of write(2) and not of close(2)."""
 FULL_BLOCKS = 256
 """With fewer blocks available, or a part of the volume as above, a file that lost data is taken to go on losing it."""
@@ -120,7 +120,7 @@ class Operations(pyfuse3.Operations):
         tree, parent = self._new_name(parent_inode, name)
         attributes = tree.create(parent, name, stat.S_IMODE(mode) | stat.S_IFREG, _caller(ctx))
         entry = self._entry(tree, attributes)
-        direct = self._space_is_short()
+        direct = self._bypasses_cache(flags)
         writer = ctx.pid if self.enable_writeback_cache and not direct else 0
         handle = FileHandle(tree, entry.st_ino, kills_privileges=ctx.uid != 0, cached_writer=writer)
         tree.hold(attributes.ino)
@@ -325,7 +325,7 @@ class Operations(pyfuse3.Operations):
             self.commits.start_reclaim()
             if privileged:
                 _invalidate_attributes(inode)
-        direct = writes and (privileged or self._space_is_short())
+        direct = privileged or self._bypasses_cache(flags)
         writer = ctx.pid if self.enable_writeback_cache and writes and not direct else 0
         handle = FileHandle(tree, inode, kills_privileges=kills, privileged=privileged, cached_writer=writer)
         tree.hold(ino)
@@ -517,9 +517,15 @@ class Operations(pyfuse3.Operations):
     def _opened(self, handle: FileHandle | ControlHandle | QueryHandle, *, direct: bool) -> FileInfo:
         return FileInfo(fh=self._register(handle), direct_io=direct, keep_cache=True)
 
-    def _space_is_short(self) -> bool:
-        """Whether so little is left that what the kernel caches might find no place."""
-        return self.enable_writeback_cache and self._volume.free_blocks_for_statfs()[1] < self._short_blocks
+    def _bypasses_cache(self, flags: int) -> bool:
+        """Whether writes through a new descriptor go past the kernel's cache: where what it keeps might find no place.
+
+        A descriptor that can read, too, may be mapped, and without its cache the kernel maps nothing shared (ENODEV):
+        databases could not even be opened any more. They hear of a full volume from fsync(2).
+        """
+        if flags & os.O_ACCMODE != os.O_WRONLY or not self.enable_writeback_cache:
+            return False
+        return self._volume.free_blocks_for_statfs()[1] < self._short_blocks
 
     def _no_space(self) -> bool:
         """Whether what the kernel caches would be lost."""

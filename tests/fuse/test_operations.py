@@ -398,6 +398,10 @@ def test_low_space_makes_writers_bypass_the_cache(door: Door, monkeypatch: pytes
     assert not door.open(node, os.O_RDONLY, Context()).direct_io
     info, _ = door.create(ROOT, b"new", 0o644, os.O_WRONLY, Context())
     assert info.direct_io
+    # Who can read as well may map the file, which the kernel refuses without its cache.
+    assert not door.open(node, os.O_RDWR, Context()).direct_io
+    info, _ = door.create(ROOT, b"mapped", 0o644, os.O_RDWR, Context())
+    assert not info.direct_io
 
 
 def test_a_writer_whose_cached_data_was_lost_is_told_at_the_next_write(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,46 @@ def test_when_space_is_short_writes_are_not_cached(place: Place) -> None:
     assert taken > 1 << 18
     assert call == "write"
     assert (root / "last").stat().st_size == taken
+
+
+def test_databases_work_while_space_is_short(place: Place) -> None:
+    """SQLite's write-ahead log needs a shared mapping, which the kernel refuses where its cache is bypassed."""
+    place.make(64)
+    place.mount()
+    root = place.mountpoint
+    (root / "filler").write_bytes(os.urandom(61 << 20))
+    cowfs("sync", root)
+    assert os.statvfs(root).f_bavail * 4096 < 3 << 20, "the test is about little space"
+    for name in ("one", "two"):
+        with contextlib.closing(sqlite3.connect(root / name, isolation_level=None)) as database:
+            assert database.execute("PRAGMA journal_mode=wal").fetchone() == ("wal",)
+            database.execute("CREATE TABLE t (x)")
+            database.execute("INSERT INTO t VALUES (1)")
+        with contextlib.closing(sqlite3.connect(root / name)) as database:
+            assert database.execute("SELECT * FROM t").fetchall() == [(1,)]
+            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+def test_a_database_on_a_full_volume_says_so_and_stays_whole(place: Place, mode: str) -> None:
+    place.make(16)
+    place.mount()
+    path = place.mountpoint / "database"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute(f"PRAGMA journal_mode={mode}")
+        database.execute("PRAGMA synchronous=FULL")
+        database.execute("CREATE TABLE t (number INTEGER PRIMARY KEY, contents BLOB)")
+        certain = 0
+        with pytest.raises(sqlite3.OperationalError, match=r"full|disk I/O error"):
+            while certain < 1000:
+                database.execute("INSERT INTO t VALUES (?, ?)", (certain, os.urandom(200_000)))
+                certain += 1
+    assert certain > 5
+    place.remount()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        numbers = [number for (number,) in database.execute("SELECT number FROM t ORDER BY number")]
+    assert numbers[:certain] == list(range(certain))
 
 
 def test_a_full_volume_can_be_unmounted_and_mounted(place: Place) -> None:
