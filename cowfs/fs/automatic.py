@@ -3,8 +3,10 @@
 Duty: which snapshots a policy made and may delete, by their ids, and whether the live tree is worth a new one. Reading the
 table once, in slices, is what it costs to know them; from the beginning of that, `Snapshots` reports every change.
 
-Invariant: once `loaded`, these are exactly the records with the flag `SNAPSHOT_AUTOMATIC`, except those whose record cannot be
-read: what cannot be read is never deleted.
+Invariants:
+- I27 What no command deletes is deleted only if its record is marked automatic and not protected.
+- Once `loaded`, these are exactly the records with the flag `SNAPSHOT_AUTOMATIC`, except those whose record cannot be
+  read: what cannot be read is never deleted.
 
 Locking: the core thread only.
 """
