@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from cowfs import __version__
-from cowfs.cli import check, clone, crashtest, image, mount, policy, reading, scrub, snapshot
+from cowfs.cli import check, clone, crashtest, image, mount, policy, reading, scrub, snapshot, space
 from cowfs.errors import CowfsError
 
 EXIT_FAILURE = 1
@@ -62,7 +62,8 @@ for _command in (
     snapshot.snapshot,
     policy.policy,
     snapshot.rollback,
-    snapshot.df,
+    space.df,
+    space.du,
     snapshot.diff,
     clone.clone,
 ):

@@ -144,25 +144,6 @@ def diff(target: str, old: str, new: str | None, path: str | None, zero: bool, a
             click.echo(printable(line))
 
 
-@click.command()
-@_TARGET
-@_JSON
-def df(target: str, as_json: bool) -> None:
-    """Show what each tree takes, to the block: the live one, and every snapshot and clone.
-
-    Reads the metadata of all of them. "exclusive" is what deleting that tree alone would free.
-    """
-    trees = _run(target, ("df",), write=False)["trees"]
-    if as_json:
-        show_json(trees)
-        return
-    width = max(len(printable(row["name"])) for row in trees) + 6
-    click.echo(f"{'tree':<{width}} {'total':>16} {'exclusive':>16} {'shared':>16}  (bytes)")
-    for row in trees:
-        name = "(live)" if row["live"] else printable(row["name"])
-        click.echo(f"{name:<{width}} {row['total']:>16} {row['exclusive']:>16} {row['shared']:>16}")
-
-
 @snapshot.command()
 @_TARGET
 @click.argument("name")

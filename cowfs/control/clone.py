@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from cowfs.control.host import Host, pinned
+from cowfs.control.host import Host
+from cowfs.control.pins import pinned
 from cowfs.control.specification import Arguments
 from cowfs.control.wire import DIRECTORY_NAME, SNAPSHOTS_NAME, Reply
 from cowfs.errors import Exists, InvalidArgument

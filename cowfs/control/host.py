@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from cowfs.check.scrub import Work, answered
 from cowfs.control.policy import Rolling
 from cowfs.control.scrub import Scrubber
 from cowfs.control.wire import Reply
-from cowfs.errors import NoSpace, NotSupported
+from cowfs.errors import NotSupported
 from cowfs.fs.filesystem import Filesystem
 from cowfs.fs.snapshot import Snapshots
 from cowfs.fs.steps import Steps
 from cowfs.fs.steps import finish as run_steps
-from cowfs.storage.tree import Tree
 
 R = TypeVar("R")
-
-log = logging.getLogger(__name__)
 
 
 class Host(Protocol):
@@ -194,19 +189,6 @@ class Offline:
     async def roll_back(self, operation: Callable[[], R]) -> R:
         """As `change`: nobody has cached anything."""
         return operation()
-
-
-@asynccontextmanager
-async def pinned(host: Host, tree: Tree) -> AsyncIterator[Tree]:
-    """A tree as it is now, to read from over a long time. Raises NoSpace, SpaceShort, TooManyLinks."""
-    kept = await host.change(lambda: host.snapshots.pin(tree))
-    try:
-        yield kept
-    finally:
-        try:
-            await host.change(lambda: host.snapshots.unpin(kept))
-        except NoSpace as error:
-            log.warning("a tree that was kept for a computation stays until the volume is closed: %s", error)
 
 
 def finish(coroutine: Coroutine[Any, Any, R]) -> R:

@@ -25,9 +25,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from cowfs.control.space import would_free
 from cowfs.control.wire import Reply
 from cowfs.errors import Busy, Corrupt, CowfsError, DeviceError, InvalidArgument, NoSpace, NotFound
-from cowfs.fs import usage
 from cowfs.fs.attributes import NANOSECONDS
 from cowfs.fs.automatic import differs_steps
 from cowfs.fs.retention import SECOND, Policy, expendable, is_due, next_due, to_thin
@@ -272,9 +272,9 @@ class Rolling:
         """Blocks that deleting all of these frees; 0 where others changed them again and again."""
         automatic = self._snapshots.automatic
         for _ in range(_COUNT_TURNS_MAX):
-            places = [one.place for number in numbers if (one := automatic.get(number)) is not None]
+            places = [(one.place, number) for number in numbers if (one := automatic.get(number)) is not None]
             try:
-                freed = await host.work(usage.freed_by_steps(self._volume, places))
+                freed = await would_free(host, [self._snapshots.at(place, number) for place, number in places])
             except (Busy, NotFound):
                 await host.commit()
             else:

@@ -7,17 +7,18 @@ import time
 from collections.abc import Sequence
 
 from cowfs.control.host import Host
+from cowfs.control.pins import pinned_all
+from cowfs.control.space import would_free
 from cowfs.control.specification import Arguments, Specification
 from cowfs.control.wire import Reply
-from cowfs.errors import Busy, NoSpace
-from cowfs.fs import usage
+from cowfs.errors import NoSpace
 from cowfs.fs.attributes import NANOSECONDS
 from cowfs.fs.diff import diff_steps
 from cowfs.fs.snapshot import SnapshotInfo, Snapshots
 from cowfs.fs.steps import TICKS, Steps
+from cowfs.fs.usage import tree_at
 from cowfs.storage.tree import Tree
 
-COUNT_TURNS_MAX = 8
 TOGETHER_MAX = 32  # trees that are deleted in one go; other requests wait for that
 
 
@@ -63,7 +64,7 @@ async def _delete(arguments: Arguments, host: Host) -> Reply:
     names: Sequence[bytes] = arguments.words
     if arguments.flag("dry-run"):
         found = [host.snapshots.find(name) for name in dict.fromkeys(names)]
-        freed = await host.work(usage.freed_by_steps(host.snapshots.volume, [info.place for info in found]))
+        freed = await would_free(host, found)
         return {"would_delete": [_text(info.name) for info in found], "would_free": freed}
     names = [info.name for info in host.snapshots.deletable(names)]
     for at in range(0, len(names), TOGETHER_MAX):
@@ -92,42 +93,20 @@ def _pause() -> Steps[None]:
 
 
 async def _diff(arguments: Arguments, host: Host) -> Reply:
-    """What changed between two trees; the newer one is the live tree where only one is named."""
-    old, *rest = arguments.words
+    """What changed between two trees; the newer one is the live tree where only one is named.
+
+    Both are kept as they are until that is known, so they may change, or be deleted, meanwhile.
+    """
     await host.flush_dirty_pages()
-    await host.commit()
-    volume = host.snapshots.volume
-    trees = [usage.tree_at(volume, host.snapshots.find(name).place) for name in (old, *rest)]
-    newer = trees[1] if rest else volume.live
-    changes = await host.work(diff_steps(volume, trees[0], newer, arguments.text("path") or b""))
+    volume, path = host.snapshots.volume, arguments.text("path") or b""
+
+    def trees() -> list[Tree]:
+        found = [tree_at(volume, host.snapshots.find(name).place) for name in arguments.words]
+        return found if len(found) == 2 else [*found, volume.live]
+
+    async with pinned_all(host, trees) as (old, new):
+        changes = await host.work(diff_steps(volume, old, new, path))
     return {"changes": [change.to_json() for change in changes]}
-
-
-async def _df(arguments: Arguments, host: Host) -> Reply:
-    """What each tree takes: all of it, what only it has, and what others share with it. Bytes."""
-    await host.flush_dirty_pages()
-    await host.commit()
-    volume = host.snapshots.volume
-    trees = {"": volume.live}
-    infos = sorted(host.snapshots, key=lambda info: info.id)
-    trees |= {_text(info.name): usage.tree_at(volume, info.place) for info in infos}
-    rows = []
-    for name, tree in trees.items():
-        found = await _usage(host, tree)
-        sizes = {key: value * volume.geometry.block_size for key, value in found._asdict().items()}
-        rows.append({"name": name, "live": tree is volume.live, **sizes})
-    return {"trees": rows}
-
-
-async def _usage(host: Host, tree: Tree) -> usage.Usage:
-    """What one tree takes. Raises Busy where it changed under the count again and again."""
-    volume = host.snapshots.volume
-    for _ in range(COUNT_TURNS_MAX):
-        try:
-            return await host.work(usage.tree_usage_steps(volume, tree))
-        except Busy:
-            await host.commit()
-    raise Busy("the volume changes faster than it can be counted; try again")
 
 
 async def _protect(arguments: Arguments, host: Host) -> Reply:
@@ -160,7 +139,6 @@ COMMANDS: dict[str, Specification] = {
     "snapshot show": Specification(_show, 1, 1, reads=True),
     "snapshot rename": Specification(_rename, 2, 2),
     "snapshot delete": Specification(_delete, 1, None, frozenset({"dry-run", "wait"}), reads="dry-run"),
-    "df": Specification(_df, reads=True),
     "diff": Specification(_diff, 1, 2, frozenset({"path"}), reads=True),
     "snapshot protect": Specification(_protect, 1, 1),
     "snapshot unprotect": Specification(_unprotect, 1, 1),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from cowfs.control.host import Host
 from cowfs.control.wire import Command, Reply
 from cowfs.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from cowfs.control.host import Host
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Arguments:
         return value.encode("utf-8", "surrogateescape")
 
 
-Handler = Callable[[Arguments, Host], Awaitable[Reply]]
+Handler: TypeAlias = "Callable[[Arguments, Host], Awaitable[Reply]]"
 
 
 @dataclass(frozen=True, slots=True)

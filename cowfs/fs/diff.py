@@ -28,7 +28,8 @@ exception: the names of a file that changed while the block of its directory tha
 (see `paths`). As a rule they are found near it; at worst all directories of the newer tree, and its inode file, are read
 once. Memory follows the number of differences.
 
-Between the slices of `diff_steps` other trees may change. A writable tree is compared in one slice.
+Between the slices of `diff_steps` other trees may change. A writable tree is compared in one slice: who cannot wait for that
+pins it.
 
 Locking: the core thread only. Changed inodes have been written back (`Volume.before_seal`).
 """
@@ -41,9 +42,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from cowfs.errors import Corrupt, InvalidArgument, NotFound
+from cowfs.errors import Corrupt, NotFound
 from cowfs.fs.inode import Inode
-from cowfs.fs.paths import Name, Paths
+from cowfs.fs.paths import Name, Paths, normalised
 from cowfs.fs.steps import Steps, Watch, finish, sort
 from cowfs.fs.treescan import differing_leaves, split
 from cowfs.fs.xattr import Xattrs
@@ -133,13 +134,6 @@ def _text(path: bytes) -> str:
     return path.decode("utf-8", "surrogateescape")
 
 
-def _normalised(path: bytes) -> bytes:
-    words = [word for word in path.split(b"/") if word not in (b"", b".")]
-    if b".." in words:
-        raise InvalidArgument("a path in a snapshot has no '..'")
-    return b"/".join(words)
-
-
 class _Diff:
     """One comparison. Numbers and names of the older tree are called old, those of the newer one new."""
 
@@ -150,7 +144,7 @@ class _Diff:
         self._old, self._new = Paths(volume, a, watch), Paths(volume, b, watch)
         self._xattrs = Xattrs(volume, self._old.inodes), Xattrs(volume, self._new.inodes)
         self._per_leaf = volume.geometry.inodes_per_block
-        self._within = _normalised(path)
+        self._within = normalised(path)
         self._fields: dict[int, tuple[str, ...]] = {}  # of objects that are in both trees and differ
         self._links: dict[int, int] = {}  # link counts of those of them that are no directories
         self._names: dict[int, set[Name]] = {}  # their names in the newer tree

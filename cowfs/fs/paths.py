@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from cowfs.errors import Corrupt
+from cowfs.errors import Corrupt, InvalidArgument
 from cowfs.fs.inode import Inode, InodeTable
 from cowfs.fs.steps import Steps, Watch
 from cowfs.fs.treescan import CHUNK_BLOCKS, DirectoryScan
@@ -33,6 +33,14 @@ Name = tuple[int, bytes]
 NEAR_LEAVES: Final = 8  # of the inode file, to either side: looked through before the root directory is
 _MODE_HIGH: Final = c.offset_of(f.DiskInode, "mode") + 1  # volumes with snapshots are little-endian
 _DIRECTORY_TYPE: Final = bytes(byte & 0xF0 == 0x40 for byte in range(256))
+
+
+def normalised(path: bytes) -> bytes:
+    """A path as this module has them, of one with more slashes, or with `.` in it. Raises InvalidArgument for `..`."""
+    words = [word for word in path.split(b"/") if word not in (b"", b".")]
+    if b".." in words:
+        raise InvalidArgument("a path in a snapshot has no '..'")
+    return b"/".join(words)
 
 
 class Paths:

@@ -232,11 +232,16 @@ class Snapshots:
         A constant amount of work, which no commit has to follow. Whoever pins calls `unpin`; what a crash leaves is dropped
         when the volume is next opened for writing. Raises NoSpace, SpaceShort, TooManyLinks, before anything changes.
         """
+        return self.pin_all([tree])[0]
+
+    def pin_all(self, trees: Sequence[Tree], *, before: Callable[[], None] = lambda: None) -> list[Tree]:
+        """`pin` of several trees at the same moment; `before` is called right before, when nothing is short any more."""
         self.volume.check_writable()
         with self.volume.operation():
-            self.volume.admit(TREE_COST)
+            self.volume.admit(TREE_COST * max(len(trees), 1), Tier.SYSTEM)
             self._write_back()
-            return self.volume.forest.pin(tree, max(self._clock(), 0))
+            before()
+            return [self.volume.forest.pin(tree, max(self._clock(), 0)) for tree in trees]
 
     def unpin(self, tree: Tree) -> None:
         """Lets go of a pinned tree: what only it held is dropped by reclaim. Raises NoSpace, SpaceShort."""

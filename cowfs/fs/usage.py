@@ -14,19 +14,18 @@ the long-name file; of a path, the inode file and the indirect blocks of the lon
 the volume itself (bitmap, checksums, references, the snapshot table, ...) are never counted. Each block counts once, however
 many names or clones of files lead to it.
 
-What waits in the reclaim queue holds references, but will be gone whatever is deleted. So the queue is dropped first in
-each simulation, and what that frees is in none of the results: they say what becomes free *because of* the deletion once
-all is reclaimed.
+What waits in the reclaim queue holds references, but will be gone whatever is deleted; so do trees that are pinned for
+other computations. So both are dropped first in each simulation, and what that frees is in none of the results: they say
+what becomes free *because of* the deletion once all is reclaimed.
 
 Costs. `freed_by` reads the indirect blocks and inode leaves that it frees, and visits the first shared blocks below them:
 it does not depend on the size of what stays shared. `tree_usage` and `path_usage` read all indirect blocks and inode leaves
-(`path_usage`: and directories) of the tree. File data is never read. Memory: 4 bytes for each block of a stretch of
-`STRETCH` blocks in which a shared one was met (at worst 0.1 % of a volume with 4 KiB blocks) in the simulation, 1 bit in
-the count.
+(`path_usage`: and directories) of the tree; of several trees, one after the other in the same `Accounts`, `tree` reads only
+what is different between one and the next. File data is never read. Memory: 4 bytes for each block of a stretch of
+`STRETCH` blocks in which a shared one was met (at worst 0.1 % of a volume with 4 KiB blocks).
 
-Each has a variant that runs in slices (see `steps`, also for what may not happen meanwhile). The caller has written changed
-inodes back (`Volume.before_seal`) where a tree can be written. Writing to *other* trees between slices is allowed; the
-result is then right for some state of the counts in between.
+All of it speaks of one `Moment`, which `Accounts` are given, so that it can be done in slices (see `steps`) while the volume
+changes.
 
 Locking: the core thread only.
 """
@@ -35,25 +34,25 @@ from __future__ import annotations
 
 import abc
 import array
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from cowfs.errors import Busy, NotFound, NotSupported
+from cowfs.errors import NotFound, Stale
 from cowfs.fs.filesystem import Filesystem
-from cowfs.fs.inode import Inode
-from cowfs.fs.steps import Steps, Watch, finish
+from cowfs.fs.inode import Inode, InodeTable
+from cowfs.fs.moment import Moment
+from cowfs.fs.steps import Steps, finish
 from cowfs.fs.treescan import DirectoryScan, path_to
 from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import pointers_from
 from cowfs.storage.blocktree import Root
 from cowfs.storage.children import Child, children
-from cowfs.storage.spacemap import SpaceMap
 from cowfs.storage.transaction import runs_of
 from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Volume
 
-STRETCH: Final = 128  # blocks whose lost parents are kept in one piece of memory
-_MAP_BITS: Final = 1 << 13  # blocks in one piece of the map of blocks that were met
+STRETCH: Final = 128  # blocks whose numbers of parents are kept in one piece of memory
 
 
 class Usage(NamedTuple):
@@ -69,51 +68,25 @@ def freed_by(volume: Volume, places: Iterable[int]) -> int:
 
     Raises NotFound, Corrupt, DeviceError.
     """
-    return finish(freed_by_steps(volume, places))
-
-
-def freed_by_steps(volume: Volume, places: Iterable[int]) -> Steps[int]:
-    """`freed_by` in slices. Raises Busy as well, where something that it looks at was changed between two of them."""
-    chosen = sorted(set(places))
-    trees = [tree_at(volume, place) for place in chosen]
-    drop = Simulation(volume, Watch(volume, trees, chosen))
-    yield from drop.reclaim()
-    before = drop.freed
-    for tree in trees:
-        yield from drop.lose(_tops(volume, tree))
-    return (drop.freed - before) * volume.geometry.block_size
+    trees = [tree_at(volume, place) for place in sorted(set(places))]
+    with _now(volume) as accounts:
+        return finish(accounts.freed_by(trees))
 
 
 def tree_usage(volume: Volume, tree: Tree) -> Usage:
     """What a tree takes: the live one, a snapshot or a clone. Raises Corrupt, DeviceError."""
-    return finish(tree_usage_steps(volume, tree))
-
-
-def tree_usage_steps(volume: Volume, tree: Tree) -> Steps[Usage]:
-    """`tree_usage` in slices. Raises Busy as well."""
-    watch = Watch(volume, [tree])
-    count, drop = Count(volume, watch), Simulation(volume, watch)
-    yield from count.add(_tops(volume, tree))
-    yield from drop.reclaim()
-    before = drop.freed
-    yield from drop.lose(_tops(volume, tree))
-    exclusive = drop.freed - before
-    return Usage(count.blocks, exclusive, count.blocks - exclusive)
+    with _now(volume) as accounts:
+        return finish(accounts.tree(tree))
 
 
 def path_usage(filesystem: Filesystem, ino: int) -> Usage:
     """What inode `ino` takes, and if it is a directory all below it. Raises Stale, Corrupt, DeviceError."""
-    return finish(path_usage_steps(filesystem, ino))
-
-
-def path_usage_steps(filesystem: Filesystem, ino: int) -> Steps[Usage]:
-    """`path_usage` in slices. Raises Busy as well."""
-    return (yield from _PathUsage(filesystem).run(ino))
+    with _now(filesystem.volume) as accounts:
+        return finish(accounts.path(filesystem.tree, ino, filesystem.inodes))
 
 
 def tree_at(volume: Volume, place: int) -> Tree:
     """The tree of the snapshot or clone at a place, without opening it. Raises NotFound."""
-    _space(volume)
     record = volume.forest.table.get(place)
     try:
         volume.forest.place_of(record.id)
@@ -122,10 +95,59 @@ def tree_at(volume: Volume, place: int) -> Tree:
     return volume.forest.open(place)
 
 
-def _space(volume: Volume) -> SpaceMap:
-    if volume.spacemap is None:
-        raise NotSupported("a volume that cowfs did not make has no counts of what is shared")
-    return volume.spacemap
+@contextlib.contextmanager
+def _now(volume: Volume) -> Iterator[Accounts]:
+    """To count with in one go."""
+    moment = Moment(volume)
+    try:
+        yield Accounts(moment)
+    finally:
+        moment.end()
+
+
+class Accounts:
+    """What can be counted of one moment. The trees given are snapshots, or pinned, or nothing is done between two slices."""
+
+    def __init__(self, moment: Moment) -> None:
+        self._moment = moment
+        self._volume = moment.volume
+        self._drop: Simulation | None = None  # of what is as good as gone
+        self._count: Count | None = None
+        self._counted: list[Child] = []  # the tops of the tree that is in it
+
+    def freed_by(self, trees: Iterable[Tree]) -> Steps[int]:
+        """Bytes that deleting all of these trees, each given once, frees together. Raises Busy, Corrupt, DeviceError."""
+        drop = yield from self._simulation()
+        for tree in trees:
+            yield from drop.lose(_tops(self._volume, tree))
+        return drop.freed * self._volume.geometry.block_size
+
+    def tree(self, tree: Tree) -> Steps[Usage]:
+        """What a tree takes. Raises Busy, Corrupt, DeviceError."""
+        tops = _tops(self._volume, tree)
+        count, self._count = self._count or Count(self._moment), None  # gone, should it be broken off
+        yield from count.add(tops)
+        yield from count.remove(self._counted)
+        self._count, self._counted = count, tops
+        drop = yield from self._simulation()
+        yield from drop.lose(tops)
+        return Usage(count.blocks, drop.freed, count.blocks - drop.freed)
+
+    def path(self, tree: Tree, ino: int, inodes: InodeTable | None = None) -> Steps[Usage]:
+        """What an inode takes, with all below it. Raises Busy, Stale, Corrupt, DeviceError."""
+        drop = yield from self._simulation()
+        table = inodes or InodeTable(self._volume, tree)
+        return (yield from _PathUsage(self._moment, drop, tree, table).run(ino))
+
+    def _simulation(self) -> Steps[Simulation]:
+        """One that has dropped what waits in the reclaim queue and what is pinned, and does not count that as freed."""
+        if self._drop is None:
+            drop = Simulation(self._moment)
+            for pinned in self._moment.pins:
+                yield from drop.lose(_tops(self._volume, pinned))
+            yield from drop.lose_queue()
+            self._drop = drop
+        return Simulation(self._moment, self._drop)
 
 
 def _tops(volume: Volume, tree: Tree) -> list[Child]:
@@ -142,22 +164,41 @@ def _without_children(kind: int, level: int) -> bool:
     return level == 0 and kind != f.KIND_INODES
 
 
+class _Numbers:
+    """A small number for each block, 0 at first."""
+
+    def __init__(self) -> None:
+        self._stretches: dict[int, array.array[int]] = {}
+
+    def get(self, block: int) -> int:
+        numbers = self._stretches.get(block // STRETCH)
+        return 0 if numbers is None else numbers[block % STRETCH]
+
+    def add(self, block: int, change: int) -> int:
+        """The number afterwards."""
+        index, place = divmod(block, STRETCH)
+        numbers = self._stretches.get(index)
+        if numbers is None:
+            numbers = self._stretches[index] = array.array("I", bytes(STRETCH * 4))
+        numbers[place] += change
+        return numbers[place]
+
+
 class _Walk(abc.ABC):
     """Going down from blocks."""
 
-    def __init__(self, volume: Volume, watch: Watch) -> None:
-        self._volume = volume
-        self._store = volume.store
-        self._space = _space(volume)
-        self._watch = watch
+    def __init__(self, moment: Moment) -> None:
+        self._moment = moment
+        self._volume = moment.volume
+        self._counts = moment.counts
 
     @abc.abstractmethod
-    def _enter(self, block: int) -> bool:
-        """Whether to go on below a block."""
+    def _enter(self, block: int, extra: int) -> bool:
+        """Whether to go on below a block, which has so many extra parents."""
 
     @abc.abstractmethod
-    def _enter_run(self, start: int, count: int) -> None:
-        """A run of blocks without children."""
+    def _enter_alone(self, count: int) -> None:
+        """So many blocks without children, and with one parent each."""
 
     def _down(self, tops: Iterable[Child]) -> Steps[None]:
         pending = list(tops)
@@ -165,151 +206,124 @@ class _Walk(abc.ABC):
             block, kind, level = pending.pop()
             if _without_children(kind, level):
                 self._enter_run(block, 1)
-            elif self._enter(block):
-                found = children(self._store, self._volume.zero_blocks, self._store.read(block), kind, level)
+            elif self._enter(block, self._counts.extra_parents(block)):
+                volume = self._volume
+                found = children(volume.store, volume.zero_blocks, volume.store.read(block), kind, level)
                 if _without_children(kind, level - 1):
                     for start, count in runs_of([child for child, _, _ in found]):
                         self._enter_run(start, count)
                 else:
                     pending += found
-                yield from self._watch.pause()
+                yield from self._moment.pause()
 
-    def _counts(self, start: int, count: int) -> Iterator[tuple[int, int]]:
-        """(block, extra parents) of a run."""
-        size = f.REFERENCE_SIZE
-        raw = self._space.references.read(start * size, count * size)
-        return zip(range(start, start + count), pointers_from(raw, self._volume.geometry.order), strict=True)
+    def _enter_run(self, start: int, count: int) -> None:
+        """A run of blocks without children."""
+        if not self._counts.shared(start, count):
+            self._enter_alone(count)
+            return
+        counts = pointers_from(self._counts.run(start, count), self._volume.geometry.order)
+        for block, extra in zip(range(start, start + count), counts, strict=True):
+            self._enter(block, extra)
 
 
 class Count(_Walk):
-    """Distinct blocks. One with one parent is met once at most, so that only the others have to be remembered."""
+    """`blocks`: distinct ones that can be reached from those that were added.
 
-    def __init__(self, volume: Volume, watch: Watch) -> None:
-        super().__init__(volume, watch)
+    Kept is how many of its parents were reached, for each block with several; one with one parent is met when that is.
+    """
+
+    def __init__(self, moment: Moment) -> None:
+        super().__init__(moment)
         self.blocks = 0
-        self._met: dict[int, bytearray] = {}
+        self._reached = _Numbers()
+        self._change = 1
 
     def add(self, tops: Iterable[Child]) -> Steps[None]:
-        """Counts these blocks and all below them that were not counted yet."""
+        """These blocks gain a parent; those that had none, and what is below them, are counted from now on."""
+        self._change = 1
         return self._down(tops)
 
-    def _enter(self, block: int) -> bool:
-        if self._space.extra_parents(block) and self._meet(block):
+    def remove(self, tops: Iterable[Child]) -> Steps[None]:
+        """The opposite: these lose a parent that was added."""
+        self._change = -1
+        return self._down(tops)
+
+    def _enter(self, block: int, extra: int) -> bool:
+        if extra and self._reached.add(block, self._change) != (1 if self._change > 0 else 0):
             return False
-        self.blocks += 1
+        self.blocks += self._change
         return True
 
-    def _enter_run(self, start: int, count: int) -> None:
-        self.blocks += count
-        if self._space.shared(start, count):
-            self.blocks -= sum(extra > 0 and self._meet(block) for block, extra in self._counts(start, count))
-
-    def _meet(self, block: int) -> bool:
-        """Whether the block was met before; from now on it was."""
-        index, bit = divmod(block, _MAP_BITS)
-        piece = self._met.get(index)
-        if piece is None:
-            piece = self._met[index] = bytearray(_MAP_BITS // 8)
-        mask = 1 << (bit & 7)
-        before = piece[bit >> 3] & mask
-        piece[bit >> 3] |= mask
-        return bool(before)
+    def _enter_alone(self, count: int) -> None:
+        self.blocks += count * self._change
 
 
 class Simulation(_Walk):
-    """What would become free if parents let go of blocks. Nothing is changed. `freed`: blocks so far."""
+    """What would become free if parents let go of blocks. Nothing is changed. `freed`: blocks so far.
 
-    def __init__(self, volume: Volume, watch: Watch) -> None:
-        super().__init__(volume, watch)
+    `base` is another one that went before, which does not change any more.
+    """
+
+    def __init__(self, moment: Moment, base: Simulation | None = None) -> None:
+        super().__init__(moment)
         self.freed = 0
-        self._lost: dict[int, array.array[int]] = {}  # parents lost, by stretches of blocks
-        self._queue_top: tuple[int, bytes] | None = None
+        self._base = base
+        self._lost = _Numbers()
 
-    def reclaim(self) -> Steps[None]:
-        """Drops what waits in the reclaim queue; it must not be worked off between the slices that follow."""
+    def lose_queue(self) -> Steps[None]:
+        """What waits in the reclaim queue goes."""
         size = f.ReclaimEntry.SIZE
-        count = self._volume.reclaim.count
-        if not count:
-            return
-        raw = self._volume.reclaim.tree.read(0, count * size)
-        self._queue_top = count, raw[-size:]
-        for at in range(0, len(raw), size):
-            entry = f.ReclaimEntry.unpack(raw, at)
+        for place in range(self._moment.queue_count):
+            entry = f.ReclaimEntry.unpack(self._volume.reclaim.tree.read(place * size, size))
             yield from self.lose([(entry.block, entry.kind, entry.level)])
 
     def lose(self, blocks: Iterable[Child]) -> Steps[None]:
         """A parent lets go of each of these blocks."""
-        for _ in self._down(blocks):
-            yield
-            self._check_queue()
+        return self._down(blocks)
 
     def extra_parents(self, block: int) -> int:
         """Parents beyond the first, as far as they have not let go."""
-        return self._space.extra_parents(block) - self._lost_of(block)
+        return self._counts.extra_parents(block) - self.lost(block)
 
-    def _check_queue(self) -> None:
-        """The entries that were dropped are still there: a queue gives its last one away first."""
-        if self._queue_top is not None:
-            count, entry = self._queue_top
-            size = f.ReclaimEntry.SIZE
-            queue = self._volume.reclaim
-            if queue.count < count or queue.tree.read((count - 1) * size, size) != entry:
-                raise Busy("freed space was reclaimed while it was counted")
+    def lost(self, block: int) -> int:
+        """Parents that have let go."""
+        return self._lost.get(block) + (0 if self._base is None else self._base.lost(block))
 
-    def _enter(self, block: int) -> bool:
-        return self._lose_one(block, self._space.extra_parents(block))
-
-    def _enter_run(self, start: int, count: int) -> None:
-        if self._space.shared(start, count):
-            for block, extra in self._counts(start, count):
-                self._lose_one(block, extra)
-        else:
-            self.freed += count
-
-    def _lose_one(self, block: int, extra: int) -> bool:
-        """Whether the block has no parent left."""
+    def _enter(self, block: int, extra: int) -> bool:
         if extra:
-            index, place = divmod(block, STRETCH)
-            lost = self._lost.get(index)
-            if lost is None:
-                lost = self._lost[index] = array.array("I", bytes(STRETCH * 4))
-            lost[place] += 1
-            if lost[place] <= extra:
+            before = 0 if self._base is None else self._base.lost(block)
+            if self._lost.add(block, 1) + before <= extra:
                 return False
         self.freed += 1
         return True
 
-    def _lost_of(self, block: int) -> int:
-        lost = self._lost.get(block // STRETCH)
-        return 0 if lost is None else lost[block % STRETCH]
+    def _enter_alone(self, count: int) -> None:
+        self.freed += count
 
 
 class _PathUsage:
-    """One run of `path_usage`."""
+    """One run of `Accounts.path`."""
 
-    def __init__(self, filesystem: Filesystem) -> None:
-        volume, tree = filesystem.volume, filesystem.tree
-        self._filesystem = filesystem
+    def __init__(self, moment: Moment, drop: Simulation, tree: Tree, inodes: InodeTable) -> None:
+        volume = moment.volume
+        self._moment = moment
         self._volume = volume
         self._tree = tree
-        watch = Watch(volume, [tree])
-        self._watch = watch
-        self._count = Count(volume, watch)
-        self._drop = Simulation(volume, watch)
+        self._inodes = inodes
+        self._count = Count(moment)
+        self._drop = drop
         self._scan = DirectoryScan(volume, tree)
         self._per_leaf = volume.geometry.inodes_per_block
         self._alone: dict[int, bool] = {}  # by leaf of the inode file
 
     def run(self, ino: int) -> Steps[Usage]:
         """Everything below `ino`."""
-        yield from self._drop.reclaim()
-        before = self._drop.freed
+        if self._inodes.find(ino) is None:
+            raise Stale
         met: set[int] = set()  # directories, and what has several names
-        pending = array.array("I", [self._filesystem.inode(ino).number])
+        pending = array.array("I", [ino])
         while pending:
-            inode = self._filesystem.inodes.find(pending.pop())
-            if inode is None:
-                continue  # an empty file that was removed between two slices
+            inode = self._inodes.get(pending.pop(), "a directory entry")
             if inode.is_directory or inode.links != 1:
                 if inode.number in met:
                     continue
@@ -319,15 +333,14 @@ class _PathUsage:
                 for entries in self._scan.chunks(inode.root):
                     pending.extend(self._scan.numbers(entries))
                     yield from self._add_names(entries)
-            yield from self._watch.pause()
-        exclusive = self._drop.freed - before
-        return Usage(self._count.blocks, exclusive, self._count.blocks - exclusive)
+            yield from self._moment.pause()
+        return Usage(self._count.blocks, self._drop.freed, self._count.blocks - self._drop.freed)
 
     def _add(self, inode: Inode) -> Steps[None]:
         """The blocks of an inode and of its extended attributes."""
         yield from self._add_root(inode)
         if inode.xattr_inode:
-            holder = self._filesystem.inodes.get_hidden(inode.xattr_inode, f"inode {inode.number}")
+            holder = self._inodes.get_hidden(inode.xattr_inode, f"inode {inode.number}")
             yield from self._add_root(holder)
 
     def _add_root(self, inode: Inode) -> Steps[None]:

@@ -240,6 +240,11 @@ class CommitScheduler:
         except CowfsError as error:
             log.debug("a commit in the background failed: %s", error)
 
+    @property
+    def _may_reclaim(self) -> bool:
+        """Whether there is no reason to let the queue grow: somebody counts what is in it, or below it."""
+        return not self._volume.read_only and not self._volume.reclaim.holds
+
     async def _reclaim(self) -> None:
         """Drops what waits to be dropped, a slice at a time, with requests in between."""
         while True:
@@ -249,7 +254,7 @@ class CommitScheduler:
                 rounds = 0
                 more = True
                 while more and rounds < SPACE_ROUNDS_MAX:
-                    while not self._volume.read_only and await self._reclaim_slice():
+                    while self._may_reclaim and await self._reclaim_slice():
                         await self.make_room()
                         await trio.lowlevel.checkpoint()
                     try:

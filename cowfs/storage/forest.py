@@ -107,6 +107,18 @@ class Forest:
         """Lets go of a pinned tree. Raises NotFound, Corrupt, before anything changes."""
         self.drop(self.place_of(tree.id))
 
+    def pins(self) -> list[Tree]:
+        """The trees that are pinned now. Raises Corrupt where the chain is broken."""
+        extension = self._volume.extension
+        assert extension is not None
+        found = []
+        following = extension.first_pin
+        for _ in range(extension.pin_count):
+            place, record = self._pin(following)
+            found.append(self._tree_at(place))
+            following = record.next_pin
+        return found
+
     def next_leftover(self) -> int | None:
         """The place of a pin to drop, as long as there is one. Raises Corrupt where the chain is broken."""
         extension = self._volume.extension

@@ -20,6 +20,10 @@ class ReclaimQueue:
     def __init__(self, tree: PagedTree, count: int) -> None:
         self.tree = tree
         self.count = count
+        self.holds = 0
+        """How many wait for it not to be worked off; who needs the space does it all the same."""
+        self.popped = 0
+        """Entries taken out so far."""
         self._postponed = 0  # the lowest entries, which the device could not read in this session
         if count * f.ReclaimEntry.SIZE > tree.size:
             raise Corrupt("reclaim queue", wanted=f"at most {tree.size} bytes", found=f"{count} entries")
@@ -45,6 +49,7 @@ class ReclaimQueue:
             raise Corrupt("reclaim entry", block=entry.block, wanted="a kind and level", found=entry.to_text())
         self.tree.write((self.count - 1) * size, bytes(size))
         self.count -= 1
+        self.popped += 1
         return entry
 
     def postpone(self, entry: f.ReclaimEntry) -> None:

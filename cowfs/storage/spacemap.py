@@ -60,6 +60,52 @@ class Freed:
         self.runs.append((first, count))
 
 
+class CountsThen:
+    """The reference counts as they were when it was made; what changed since is kept aside, page by page.
+
+    Made by `SpaceMap.freeze`. Memory: a page of old counts for each page in which one was changed.
+    """
+
+    def __init__(self, references: PagedTree, num_blocks: int) -> None:
+        self._references = references
+        self._num_blocks = num_blocks
+        self._occupied = references.occupied
+        self._old: dict[int, bytes] = {}
+
+    def extra_parents(self, block: int) -> int:
+        """Parents beyond the first. Raises Corrupt for a number that no block has."""
+        return int.from_bytes(self.run(block, 1), "little")
+
+    def run(self, start: int, count: int) -> bytes:
+        """The counts of a run, as they lie on disk. Raises Corrupt for a run beyond the end."""
+        if not 0 <= start <= self._num_blocks - count:
+            found = start + count - 1
+            raise Corrupt("pointer beyond the end of the volume", wanted=f"< {self._num_blocks}", found=found)
+        if not self._occupied:
+            return bytes(count * f.REFERENCE_SIZE)
+        size = self._references.page_size
+        index, at = divmod(start * f.REFERENCE_SIZE, size)
+        end = at + count * f.REFERENCE_SIZE
+        if end <= size:
+            return bytes(self._page(index)[at:end])
+        pages = b"".join(self._page(number) for number in range(index, index - (-end // size)))
+        return pages[at:end]
+
+    def shared(self, start: int, count: int) -> bool:
+        """Whether any block of a run had parents beyond the first. Raises Corrupt for a run beyond the end."""
+        raw = self.run(start, count)
+        return raw.count(0) != len(raw)
+
+    def keep(self, index: int) -> None:
+        """A page of counts is about to change."""
+        if self._occupied and index not in self._old:
+            self._old[index] = bytes(self._references.page(index))
+
+    def _page(self, index: int) -> bytes | bytearray:
+        old = self._old.get(index)
+        return self._references.page(index) if old is None else old
+
+
 class SpaceMap:
     """Allocation and reference counts of one volume."""
 
@@ -89,6 +135,7 @@ class SpaceMap:
         self._pages: dict[int, _Page] = {}
         self._changed: set[int] = set()
         self._full: set[int] = set()  # pages known to have nothing to give out
+        self._frozen: list[CountsThen] = []
 
     # --- queries ---
 
@@ -138,7 +185,19 @@ class SpaceMap:
         if not 0 <= count <= f.REFERENCE_MAX:
             raise TooManyLinks(f"block {block}: {count} extra parents do not fit")
         index, at = divmod(block * f.REFERENCE_SIZE, self.references.page_size)
+        for counts in self._frozen:
+            counts.keep(index)
         self.references.page_for_write(index)[at : at + f.REFERENCE_SIZE] = count.to_bytes(f.REFERENCE_SIZE, "little")
+
+    def freeze(self) -> CountsThen:
+        """All counts as they are now, whatever changes later: a constant amount of work. To be ended by `thaw`."""
+        counts = CountsThen(self.references, self.num_blocks)
+        self._frozen.append(counts)
+        return counts
+
+    def thaw(self, counts: CountsThen) -> None:
+        """Nobody asks these counts any more."""
+        self._frozen.remove(counts)
 
     # --- allocation ---
 

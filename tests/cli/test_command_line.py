@@ -36,6 +36,7 @@ COMMANDS = (
     "crashtest",
     "df",
     "diff",
+    "du",
     "dump",
     "extract",
     "hash",

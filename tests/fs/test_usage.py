@@ -13,17 +13,9 @@ import pytest
 from history import CALLER, ROOT, History, clone_file, write_back
 from support import MIB, new_device, open_filesystem
 
-from cowfs.errors import Busy, NotFound, NotSupported, Stale
+from cowfs.errors import NotFound, NotSupported, Stale
 from cowfs.fs import Filesystem
-from cowfs.fs.usage import (
-    Usage,
-    freed_by,
-    freed_by_steps,
-    path_usage,
-    path_usage_steps,
-    tree_usage,
-    tree_usage_steps,
-)
+from cowfs.fs.usage import Usage, freed_by, path_usage, tree_usage
 from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import pointers_from
 from cowfs.storage.tree import Tree
@@ -140,27 +132,12 @@ def test_a_dry_run_says_what_deletion_frees(block_size: int, seed: int) -> None:
         outside = set().union(*(everything[info.id] for info in infos if info not in chosen))
         outside |= blocks_of(volume, volume.live)
         assert predicted == len(inside - outside) * block_size
-        assert volume.reclaim.count or predicted == freed_by_all(history, [info.place for info in chosen])
         history.snapshots.delete([info.name for info in chosen])
         freed_in_all += predicted
         history.reclaim_all()
         assert blocks_in_files(volume) == len(outside)
     assert freed_in_all > 20 * block_size
     history.close()
-
-
-def freed_by_all(history: History, places: list[int]) -> int:
-    """What a dry run with one step after the other, and with commits between them, says."""
-    steps = freed_by_steps(history.volume, places)
-    writable = any(info.writable for info in history.infos() if info.place in places)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: int = end.value
-            return result
-        if not writable:
-            history.commit()
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
@@ -328,100 +305,6 @@ def test_an_inode_that_is_not_there() -> None:
     history = History("stale", 4096)
     with pytest.raises(Stale):
         path_usage(history.snapshots.live, 77)
-    history.close()
-
-
-# --- slices ---
-
-
-def test_a_writable_tree_must_not_change_between_slices() -> None:
-    history = History("slices", 512)
-    live = history.snapshots.live
-    history.change_files(live, 80)
-    history.commit()
-    for steps in (tree_usage_steps(history.volume, history.volume.live), path_usage_steps(live, ROOT)):
-        next(steps)
-        live.create(ROOT, b"empty", 0o644, CALLER)
-        live.unlink(ROOT, b"empty")
-        history.commit()
-        with pytest.raises(Busy):
-            next(steps)
-    history.close()
-
-
-def test_others_may_write_between_slices() -> None:
-    """A snapshot is looked at, a slice at a time, while the live tree changes, commits go on and others come and go."""
-    history = History("others", 512)
-    live = history.snapshots.live
-    history.change_files(live, 100)
-    info = history.snapshot()
-    write_back(history.volume)
-    filesystem = history.snapshots.filesystem(info)
-    total, expected = len(blocks_of(history.volume, filesystem.tree)), len(blocks_of_path(filesystem, ROOT))
-    steps = [
-        tree_usage_steps(history.volume, filesystem.tree),
-        path_usage_steps(filesystem, ROOT),
-        freed_by_steps(history.volume, [info.place]),
-    ]
-    results: list[object] = []
-    number = 0
-    while steps:
-        number += 1
-        for one in list(steps):
-            try:
-                next(one)
-            except StopIteration as end:
-                results.append(end.value)
-                steps.remove(one)
-        history.change_files(live, 1)
-        if number % 3 == 0:
-            history.snapshots.delete([history.snapshot().name])
-            history.commit()
-    usages = [result for result in results if isinstance(result, Usage)]
-    assert sorted(usage.total for usage in usages) == sorted((total, expected))
-    assert number > 20
-    history.close()
-
-
-def test_a_snapshot_must_stay_while_it_is_looked_at() -> None:
-    history = History("gone", 512)
-    history.change_files(history.snapshots.live, 80)
-    for _ in range(3):
-        info = history.snapshot()
-        history.commit()
-        tree = history.tree(info)
-        steps = [
-            tree_usage_steps(history.volume, tree),
-            path_usage_steps(history.snapshots.filesystem(info), ROOT),
-        ]
-        for one in steps:
-            next(one)
-        history.snapshots.delete([info.name])
-        for one in steps:
-            with pytest.raises(Busy):
-                next(one)
-    history.close()
-
-
-def test_reclaim_must_wait_while_its_queue_is_counted() -> None:
-    history = History("queue", 512)
-    live = history.snapshots.live
-    ino = live.create(ROOT, b"large", 0o644, CALLER).ino
-    live.write(ino, 0, history.choose.randbytes(2 * MIB))
-    info = history.snapshot()
-    live.truncate(ino, 0)
-    other = history.snapshot()
-    history.commit()
-    history.snapshots.delete([info.name])
-    assert history.volume.reclaim.count
-    steps = freed_by_steps(history.volume, [other.place])
-    next(steps)
-    history.volume.reclaim_slice(1)
-    with pytest.raises(Busy):
-        next(steps)
-    assert freed_by(history.volume, [other.place]) == 0
-    history.reclaim_all()
-    assert freed_by(history.volume, [other.place]) == 0
     history.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ class Books:
         self.crowd = 0
         self.reclaimable = 0
         self.reclaim_waits = 0  # commits that have to come before anything can be reclaimed
+        self.reclaim = SimpleNamespace(holds=0)
 
     @property
     def dirty(self) -> bool:
@@ -364,6 +366,29 @@ def test_an_operation_that_stays_short_of_space_fails() -> None:
 
     with pytest.raises(NoSpace):
         run(main)
+
+
+def test_reclaim_rests_while_somebody_counts_unless_the_space_is_needed() -> None:
+    books = Books()
+    commits = scheduler(books)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(commits.run)
+            books.reclaim.holds = 1
+            books.reclaimable = 50
+            commits.start_reclaim()
+            await trio.testing.wait_all_tasks_blocked()
+            assert books.reclaimable == 50
+            books.full = 1
+            await commits.retry(books.operation)
+            assert books.reclaimable < 50
+            books.reclaim.holds = 0
+            commits.start_reclaim()
+            await until(lambda: books.reclaimable == 0)
+            nursery.cancel_scope.cancel()
+
+    run(main)
 
 
 def test_reclaim_goes_on_until_nothing_waits() -> None:

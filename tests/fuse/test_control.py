@@ -44,7 +44,7 @@ def test_the_reply_is_read_from_the_same_descriptor(shared: Place) -> None:
     ("command", "message"),
     [
         (b"\n", "an empty command"),
-        (b"nonsense", "unknown command 'nonsense'; there are clone, df, diff, info, "),
+        (b"nonsense", "unknown command 'nonsense'; there are clone, df, diff, du, info, "),
         (b"sync now", "sync takes no arguments"),
         (b"sync --fast", "sync has no option 'fast'"),
         (b"sync 'quote", "not a command: No closing quotation"),
