@@ -129,11 +129,11 @@ def ls(
         where, attributes = resolve(filesystem, os.fsencode(path))
         visits = _visits(filesystem, attributes, problems, recursive=recursive)
         if as_json:
-            _stream_json(json_of(filesystem, visit, where, problems) for visit in visits)
+            _print_bytes(_json_array(json_of(filesystem, visit, where, problems) for visit in visits))
             return problems.exit_code
-        for visit in visits:
-            name = shown(visit.path or where)
-            click.echo(_long_line(filesystem, visit, name, problems) if long else name)
+        names = ((visit, shown(visit.path or where)) for visit in visits)
+        lines = (_long_line(filesystem, visit, name, problems) if long else name for visit, name in names)
+        _print_bytes(line.encode() + b"\n" for line in lines)
     return problems.exit_code
 
 
@@ -153,13 +153,13 @@ def _long_line(filesystem: Filesystem, visit: Visit, name: str, problems: Proble
     return f"{stat.filemode(a.mode)} {a.links:>4} {a.uid:>5} {a.gid:>5} {size:>12} {when} {name}{arrow}"
 
 
-def _stream_json(entries: Iterable[dict[str, object]]) -> None:
-    """One JSON array, printed as it comes."""
+def _json_array(entries: Iterable[dict[str, object]]) -> Iterator[bytes]:
+    """One JSON array, as it comes."""
     before = "["
     for entry in entries:
-        click.echo(f"{before}\n  {json.dumps(entry)}", nl=False)
+        yield f"{before}\n  {json.dumps(entry)}".encode()
         before = ","
-    click.echo("[]" if before == "[" else "\n]")
+    yield b"[]\n" if before == "[" else b"\n]\n"
 
 
 @click.command()
@@ -298,6 +298,5 @@ def timeline(
     problems = Problems()
     with opened(image, place_of(offset, partition, superblock), snapshot) as filesystem:
         where, attributes = resolve(filesystem, os.fsencode(path))
-        for line in bodyfile_lines(filesystem, attributes, problems, prefix=where):
-            click.echo(line)
+        _print_bytes(line.encode() + b"\n" for line in bodyfile_lines(filesystem, attributes, problems, prefix=where))
     return problems.exit_code
