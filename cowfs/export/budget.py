@@ -1,4 +1,4 @@
-"""How much of a volume may be read in one go: a bound that a sound volume does not come near, and a hostile one meets.
+"""How much of a volume may be read in one go (I28): a bound that a sound volume does not come near, and a hostile one meets.
 
 In a volume of QNX's every block has one parent, so a walk through all directories and all files passes each block once. Who
 keeps holes as pointers to one block of zeros passes that one more often, and a volume of ours may share blocks between files

@@ -1,6 +1,6 @@
 """Copies a tree out of a volume into a new folder.
 
-Nothing is ever written outside that folder, whatever the volume holds: every object is made new, under a single name, in a
+I29 Nothing is ever written outside that folder, whatever the volume holds: every object is made new, under a single name, in a
 directory that was made here and is held open; no path is looked up, and no link followed. What exists is never replaced, so
 a second entry of the same name is an error of its own. Hard links are made from the folder's own descriptor along
 directories made here.

@@ -33,6 +33,7 @@ from cowfs.storage.volume import Volume
 COMMANDS = (
     "cat",
     "check",
+    "clone",
     "crashtest",
     "df",
     "diff",
