@@ -10,11 +10,12 @@ import shlex
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cowfs.errors import CowfsError, InvalidArgument
-from cowfs.fs.steps import TICKS, Steps
-from cowfs.fs.steps import finish as run_steps
+
+if TYPE_CHECKING:  # the commands that only ask a mount start without the filesystem
+    from cowfs.fs.steps import Steps
 
 DIRECTORY_NAME = b".cowfs"
 FILE_NAME = b"control"
@@ -89,11 +90,15 @@ def _parse_json(text: str) -> Command:
 
 def encode_reply(reply: Reply) -> bytes:
     """A reply as it is read from the control file: one JSON object and a newline."""
-    return run_steps(encode_steps(reply))
+    from cowfs.fs.steps import finish
+
+    return finish(encode_steps(reply))
 
 
 def encode_steps(reply: Reply) -> Steps[bytes]:
     """The same a slice at a time: a reply may have a list of very many members."""
+    from cowfs.fs.steps import TICKS
+
     pieces = []
     for key, value in reply.items():
         pieces.append(f"{json.dumps(key)}: ")
