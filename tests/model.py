@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cowfs.fs import RENAME_EXCHANGE, RENAME_NOREPLACE, XATTR_CREATE, XATTR_REPLACE, Attributes, Caller
@@ -212,6 +213,64 @@ class Model:
         node.links += 1
         node.ctime = where.mtime = where.ctime = self.now
         return node
+
+    def clone_file(
+        self,
+        source: object,
+        number: int,
+        parent: int,
+        name: bytes,
+        *,
+        keep_privileges: bool = True,
+        ino: int = 0,
+    ) -> Node:
+        """A copy of an inode of the same tree."""
+        node = self.node(number)
+        if node.is_directory:
+            raise Fail(errno.EISDIR)
+        where = self.changing(parent)
+        self.check_new(where, name)
+        copy = self.copy_node(node, ino, node.atime)
+        if stat.S_ISREG(node.mode) and not keep_privileges:
+            self.kill_privileges(copy)
+        where.entries[name] = ino
+        where.mtime = where.ctime = self.now
+        return copy
+
+    def copy_node(self, node: Node, ino: int, atime: int) -> Node:
+        """A new inode that is like another, but for what is new of every inode."""
+        assert ino not in self.nodes, f"inode {ino} is in use"
+        copy = self.nodes[ino] = node.copy()
+        copy.ino, copy.links, copy.ctime, copy.birth = ino, 1, self.now, self.now // SECOND
+        copy.atime, copy.atimes = atime, {atime}
+        return copy
+
+    def clone_tree(
+        self, number: int, parent: int, name: bytes, copies: Callable[[int, bytes], tuple[int, int]]
+    ) -> None:
+        """A copy of a directory. `copies` tells inode number and access time of what is in a directory of the real copy."""
+        pending = [(self.nodes[number].copy(), parent, name)]
+        before = {ino: node.copy() for ino, node in self.nodes.items()}
+        known: dict[int, Node] = {}
+        while pending:
+            node, above, entry = pending.pop()
+            ino, atime = copies(above, entry)
+            where = self.nodes[above]
+            where.entries[entry] = ino
+            if node.ino in known:
+                assert known[node.ino].ino == ino, "a hard link became a file of its own"
+                known[node.ino].links += 1
+                continue
+            assert atime in node.atimes | {node.atime}
+            copy = self.copy_node(node, ino, atime)
+            if node.is_directory:
+                where.links += 1
+                copy.links, copy.entries, copy.parent = 2, {}, above
+                pending += [(before[child], ino, below) for below, child in node.entries.items()]
+            else:
+                known[node.ino] = copy
+        where = self.nodes[parent]
+        where.mtime = where.ctime = self.now
 
     def unlink(self, parent: int, name: bytes) -> None:
         where = self.changing(parent)

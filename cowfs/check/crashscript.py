@@ -6,6 +6,8 @@ Numbers are decimal, sizes and offsets bytes.
     create PATH | mkdir PATH | symlink PATH TARGET | link OLD NEW | unlink PATH | rmdir PATH | rename OLD NEW
     exchange ONE OTHER | write PATH OFFSET SIZE | append PATH SIZE | truncate PATH SIZE | chmod PATH OCTAL
     setxattr PATH NAME SIZE | removexattr PATH NAME | read PATH | list PATH
+    copy OLD NEW     a copy of a file that shares its data
+    copytree OLD NEW [ENTRIES]   the same of a directory; with ENTRIES in slices of so many, and a commit after each
     hold PATH        opens the file and keeps it open; release PATH (the path it was opened by) closes it
     snapshot NAME | clone NAME | clone NAME SOURCE | delete NAME
     rollback NAME    discards the present; rollback NAME save: keeps it as a snapshot
@@ -13,7 +15,7 @@ Numbers are decimal, sizes and offsets bytes.
     commit           a commit without one, as the timer makes it
     seal, publish    the two ends of a commit, with steps of the next generation in between; seal complete: without a manifest
     during STEP      a step of the next generation that happens while `publish` is writing, between two writes
-    reclaim          drops a slice of what waits to be dropped
+    reclaim          drops a slice of what waits to be dropped, and of what a copy left that was broken off
     kill             the process ends as it is, and another one opens the volume: unflushed writes are in the page cache
     die COUNT        the same, but only after so many more writes and flushes: in the middle of a commit or an opening
     remount          a clean unmount, and another process
@@ -25,6 +27,7 @@ Locking: one thread.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import random
@@ -37,8 +40,10 @@ from cowfs.check.crashtest import Ended, Synced, TreeState, WatchedVolume, obser
 from cowfs.errors import CowfsError, CrossTree, InvalidArgument, NoSpace, NotFound, SpaceShort
 from cowfs.fs import RENAME_EXCHANGE, Caller, Filesystem
 from cowfs.fs.snapshot import Snapshots
+from cowfs.fs.treeclone import TreeClone
 from cowfs.ondisk import format as f
 from cowfs.storage.commit import SealedCommit
+from cowfs.storage.tree import Tree
 
 SPACE_ROUNDS_MAX: Final = 64
 START: Final = 1_700_000_000_123_456_789
@@ -203,6 +208,8 @@ class ScriptRun:
     def _reclaim(self) -> None:
         try:
             self.trees.volume.reclaim_slice(16)
+            for files in self.trees.all_open():
+                files.release_slice(2)
         except SpaceShort:
             self._finish()
             self._commit(complete=not self.trees.volume.dirty)
@@ -353,6 +360,41 @@ class ScriptRun:
             raise CrossTree
         files.link(ino, parent, name)
 
+    def _do_copy(self, old: str, new: str) -> None:
+        source, ino = self.find(old)
+        files, parent, name = self._place(new)
+        files.clone_file(source, ino, parent, name)
+
+    def _do_copytree(self, old: str, new: str, entries: str = "") -> None:
+        source, ino = self.find(old)
+        files, parent, name = self._place(new)
+        trees = self.trees
+        meanwhile = trees.volume.committing and self._in_flight is None  # then nothing else can be committed
+        kept: list[Tree] = []
+        self._slice(meanwhile, lambda: kept.append(trees.pin(source.tree)))
+        pinned = Filesystem(trees.volume, clock=self._clock, tree=kept[0])
+        work = TreeClone(pinned, ino, files, parent, name, entries=int(entries or 4))
+        try:
+            more = [True]
+            while more[-1]:
+                self._slice(meanwhile, lambda: more.append(work.step()))
+                if entries and not meanwhile:
+                    self._commit(complete=False)
+            self._slice(meanwhile, work.finish)
+        except CowfsError:
+            work.abandon()
+            raise
+        finally:
+            if self.trees is trees and self._calls_left:
+                with contextlib.suppress(NoSpace):  # it stays until the volume is closed
+                    self._slice(meanwhile, lambda: trees.unpin(kept[0]))
+
+    def _slice(self, meanwhile: bool, operation: Callable[[], object]) -> None:
+        if meanwhile:
+            operation()
+        else:
+            self._with_space(operation)
+
     def _do_unlink(self, path: str) -> None:
         files, parent, name = self._place(path)
         files.unlink(parent, name)
@@ -428,9 +470,12 @@ _ARGUMENTS: Final[dict[str, tuple[int, ...]]] = {
     **dict.fromkeys(
         ("create", "mkdir", "unlink", "rmdir", "read", "list", "hold", "release", "die", "snapshot", "delete"), (1,)
     ),
-    **dict.fromkeys(("symlink", "link", "rename", "exchange", "append", "truncate", "chmod", "removexattr"), (2,)),
+    **dict.fromkeys(
+        ("symlink", "link", "rename", "exchange", "append", "truncate", "chmod", "removexattr", "copy"), (2,)
+    ),
     **dict.fromkeys(("write", "setxattr"), (3,)),
     **dict.fromkeys(("clone", "rollback"), (1, 2)),
+    "copytree": (2, 3),
     "seal": (0, 1),
 }
 """How many arguments each step takes."""

@@ -310,7 +310,7 @@ class Judge:
 
     def _settle(self, trees: Snapshots, recording: c.RecordingDevice, tree: TreeState) -> None:
         """A clean unmount after the crash: nothing is left to be released, the space is back, both slots are alike."""
-        while trees.volume.reclaim_slice():
+        while trees.live.release_slice() or trees.volume.reclaim_slice():
             pass
         trees.close()
         orphans = _check(recording, "after a clean unmount: ")

@@ -69,6 +69,7 @@ class Core:
         self._doomed: list[int] = []  # orphaned directories with entries, see `release`; those to go on with last
         self._admitting = False
         self._changed_at = 0  # how many generations had been sealed when something changed
+        self._short = False  # there was no space to go on with them
         if self.tree.writable:
             self._orphans = OrphanList(volume, self.inodes)
             self.inodes.on_change = self._note_change

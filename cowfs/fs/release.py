@@ -39,6 +39,9 @@ class ReleaseOperations(NameOperations):
             except SpaceShort:
                 raise
             except NoSpace:
+                if not self._short:
+                    self._note("no space to free what has no name any more; it is tried again later")
+                self._short = True
                 return False
             except Corrupt as error:
                 self._note(f"inode {number}, which has no name, stays: {error}")

@@ -153,6 +153,10 @@ TREES_OPERATIONS = (
     "rollback old",
     "rollback copy save",
     "append copy:/A/foo 900",
+    "copy /A/foo /B/copy",
+    "copy old:/A/foo copy:/B/copy; append copy:/B/copy 700",
+    "copytree /A /B/tree 1",
+    "copytree old:/ copy:/all 2",
     "hold copy:/A/foo; unlink copy:/A/foo",
     "write /A/foo 600 700",
     "unlink /A/foo",
@@ -235,6 +239,8 @@ WEIGHTS = {
     "publish": 3,
     "snapshot": 3,
     "clone": 2,
+    "copy": 4,
+    "copytree": 2,
     "delete": 3,
     "rollback": 2,
     "reclaim": 2,
@@ -319,6 +325,10 @@ class RandomSteps:
                 )
             case "link":
                 return f"link {self.old()} {self.new()}"
+            case "copy":
+                return f"copy {self.old()} {self.new()}"
+            case "copytree":
+                return f"copytree {rng.choice(self.directories)}/ {self.new()} {rng.choice(('', 1, 3))}".rstrip()
             case "rename" | "exchange":
                 other = self.new() if word == "rename" and rng.random() < 0.6 else self.any()
                 return f"{word} {self.any()} {other}"

@@ -65,6 +65,7 @@ class Run:
             (8, self.do_mkdir),
             (4, self.do_symlink),
             (5, self.do_link),
+            (5, self.do_clone_file),
             (12, self.do_unlink),
             (5, self.do_rmdir),
             (14, self.do_rename),
@@ -220,6 +221,11 @@ class Run:
 
     def do_link(self) -> None:
         self.both("link", self.any_node(stat.S_IFREG), self.any_directory(), self.new_name())
+
+    def do_clone_file(self) -> None:
+        keep = self.random.random() < 0.7
+        arguments = (self.filesystem, self.any_node(stat.S_IFREG), self.any_directory(), self.new_name())
+        self.both("clone_file", *arguments, keep_privileges=keep, makes_inode=True)
 
     def do_unlink(self) -> None:
         parent = self.any_directory()

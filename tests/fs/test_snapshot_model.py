@@ -7,7 +7,9 @@ from collections import Counter
 import pytest
 
 from cowfs.errors import CowfsError
+from cowfs.fs import Filesystem
 from cowfs.fs.snapshot import Snapshots
+from cowfs.fs.treeclone import TreeClone
 from cowfs.storage.volume import Volume
 from tests.fs.test_model import Run
 from tests.model import Model
@@ -30,6 +32,7 @@ class TreeRun(Run):
             (2, self.do_rollback),
             (3, self.do_branch),
             (2, self.do_compare_trees),
+            (4, self.do_clone_tree),
         ]
 
     def open(self) -> None:
@@ -128,6 +131,38 @@ class TreeRun(Run):
         self.trees[name] = self.model, True
         self.model, self.filesystem = live, self.snapshots.live
 
+    def do_clone_tree(self) -> None:
+        """A copy of a directory of the live tree, with commits and other operations in between; sometimes it is given up."""
+        directories = [node for node in self.model.nodes.values() if node.is_directory and node.links]
+        source, where = self.random.choice(directories), self.random.choice(directories)
+        self.counter += 1
+        name = b"copy %d " % self.counter + self.random.choice([b"", b"with a name that is too long for short ones"])
+        pinned = self.snapshots.pin(self.volume.live)
+        still = Filesystem(self.volume, tree=pinned)
+        clone = TreeClone(still, source.ino, self.filesystem, where.ino, name, entries=self.random.choice([1, 4, 50]))
+        ending = self.random.random()
+        while clone.step():
+            if self.random.random() < 0.3:
+                self.commit()
+            if ending < 0.2 and self.random.random() < 0.2:
+                break
+        if ending < 0.1:
+            self.do_kill()
+            return
+        if ending < 0.2:
+            clone.abandon()
+            self.histogram["abandon"] += 1
+            self.filesystem.release_slice(self.random.randrange(20))
+        else:
+            clone.finish()
+            self.histogram["clone tree"] += 1
+            self.model.clone_tree(source.ino, where.ino, name, self.look)
+        self.snapshots.unpin(pinned)
+
+    def look(self, parent: int, name: bytes) -> tuple[int, int]:
+        attributes = self.filesystem.lookup(parent, name)
+        return attributes.ino, attributes.atime_ns
+
     def do_compare_trees(self) -> None:
         live = self.model
         for name, (model, writable) in self.trees.items():
@@ -178,6 +213,8 @@ def test_random_operations_on_many_trees(block_size: int) -> None:
             everything = [info.name for info in run.snapshots]
             assert sorted(everything) == sorted(run.trees)
             run.snapshots.delete(everything)
+            while run.filesystem.release_slice():
+                pass
             while run.volume.reclaim_slice():
                 run.volume.commit()
             run.trees.clear()
@@ -187,5 +224,5 @@ def test_random_operations_on_many_trees(block_size: int) -> None:
             error.add_note(f"TreeRun({seed * 100_000 + block_size + 7}, {block_size}).run(300)")
             raise
         histogram += run.histogram
-    for name in ("snapshot", "clone", "delete", "rollback", "branch", "remount", "kill"):
+    for name in ("snapshot", "clone", "delete", "rollback", "branch", "remount", "kill", "clone tree", "abandon"):
         assert histogram[name] > 0, name
