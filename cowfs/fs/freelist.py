@@ -22,12 +22,13 @@ _ALL_SEEN = 1 << 64
 class FreeList:
     """The free units of a file. `probe(unit)` tells whether the unit has something free."""
 
-    __slots__ = ("_heap", "_known", "_probe", "_unseen", "frontier")
+    __slots__ = ("_aside", "_heap", "_known", "_probe", "_unseen", "frontier")
 
     def __init__(self, start: int, probe: Callable[[int], bool]) -> None:
         self.frontier = start
         self._probe = probe
         self._heap: list[int] = []
+        self._aside = -1
         self._known: set[int] = set()
         self._unseen = _ALL_SEEN  # the lowest unit that could not be looked at
 
@@ -46,7 +47,7 @@ class FreeList:
         while self.frontier < stop:
             unit = self.frontier
             self.frontier += 1
-            if self._look(unit):
+            if unit != self._aside and self._look(unit):
                 self.add(unit)
                 return unit
         return None
@@ -55,9 +56,11 @@ class FreeList:
     def set_aside(self, unit: int) -> Iterator[None]:
         """Meanwhile `find` finds another unit than the one it found last."""
         self._known.discard(heapq.heappop(self._heap))
+        self._aside = unit  # it may lie at or behind the frontier, too
         try:
             yield
         finally:
+            self._aside = -1
             self.add(unit)
 
     def _look(self, unit: int) -> bool:

@@ -310,6 +310,7 @@ class InodeTable:
         inode.flags, inode.rdev = source.flags, source.rdev
         inode.links, inode.xattr_inode = links, xattr_inode
         inode.generation = self._volume.next_generation() & 0xFFFFFFFF
+        self.on_change()
         self._store(inode, leaf, place * f.INODE_SIZE)
         self.tree.free_inodes -= 1
         return inode.number

@@ -108,3 +108,14 @@ def test_a_unit_that_cannot_be_read_is_passed_over_but_not_lost(known: bool) -> 
     assert units.list.hint <= 30
     bad.clear()
     assert FreeList(units.list.hint, probe).find(100) == 30
+
+
+def test_what_is_set_aside_is_not_found_behind_the_frontier_either() -> None:
+    """A unit that was added by growing the file lies where the search has not been yet."""
+    units = Units(3)
+    units.free[1] = True
+    units.list.add(1)
+    assert units.find() == 1
+    with units.list.set_aside(1):
+        assert units.find() is None
+    assert units.find() == 1

@@ -40,7 +40,7 @@ GOOD_NAMES = [
     *(b"a long name that differs at its end only %d" % number for number in range(20)),
 ]
 BAD_NAMES = [b"", b".", b"..", b"a/b", b"nul\0", b"w" * 511]
-XATTR_NAMES = [b"user.one", b"user.two", b"trusted.three", b"security.capability", b"system.posix_acl_access"]
+XATTR_NAMES = [b"user.one", b"user.two", b"trusted.three", b"security.capability", b"system.nfs4_acl"]
 BAD_XATTR_NAMES = [b"", b"user.", b"other.name", b"noname", b"user." + b"n" * 251]
 TIMES = [0, START, -1, -(1 << 31) * 10**9, 1 << 80, -(1 << 80), (1 << 32) * 10**9 + 5, 4_102_444_800_123_456_789]
 

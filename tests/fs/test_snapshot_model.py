@@ -12,7 +12,7 @@ from cowfs.fs.snapshot import Snapshots
 from cowfs.fs.treeclone import TreeClone
 from cowfs.storage.volume import Volume
 from tests.fs.test_model import Run
-from tests.model import Model
+from tests.model import ROOT, Model
 from tests.support import MIB, assert_sound
 
 TREES_MAX = 8
@@ -40,6 +40,8 @@ class TreeRun(Run):
         self.snapshots = Snapshots(self.volume, clock=lambda: self.model.now)
         self.filesystem = self.snapshots.live
         self.model.forget_users()
+        while self.filesystem.release_slice():  # inodes that the model does not know of
+            pass
 
     def commit(self) -> None:
         self.volume.commit()
@@ -152,7 +154,9 @@ class TreeRun(Run):
         if ending < 0.2:
             clone.abandon()
             self.histogram["abandon"] += 1
-            self.filesystem.release_slice(self.random.randrange(20))
+            while self.filesystem.release_slice(self.random.randrange(1, 20)):
+                if self.random.random() < 0.2:
+                    self.commit()
         else:
             clone.finish()
             self.histogram["clone tree"] += 1
@@ -162,6 +166,13 @@ class TreeRun(Run):
     def look(self, parent: int, name: bytes) -> tuple[int, int]:
         attributes = self.filesystem.lookup(parent, name)
         return attributes.ino, attributes.atime_ns
+
+    def remove_all(self, directory: int) -> None:
+        """Empties a directory of the live tree: copies in it share blocks with one another."""
+        for name, ino in list(self.model.nodes[directory].entries.items()):
+            if self.model.nodes[ino].is_directory:
+                self.remove_all(ino)
+            self.both("rmdir" if self.model.nodes[ino].is_directory else "unlink", directory, name)
 
     def do_compare_trees(self) -> None:
         live = self.model
@@ -213,11 +224,11 @@ def test_random_operations_on_many_trees(block_size: int) -> None:
             everything = [info.name for info in run.snapshots]
             assert sorted(everything) == sorted(run.trees)
             run.snapshots.delete(everything)
-            while run.filesystem.release_slice():
-                pass
-            while run.volume.reclaim_slice():
-                run.volume.commit()
             run.trees.clear()
+            run.remove_all(ROOT)
+            run.do_remount()
+            while run.filesystem.release_slice() or run.volume.reclaim_slice():
+                run.volume.commit()
             run.do_remount()
             assert not run.volume.references.occupied, "a reference is left, though nothing is shared"
         except BaseException as error:
