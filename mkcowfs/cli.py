@@ -17,7 +17,7 @@ import unicodedata
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -25,15 +25,23 @@ from cowfs import __version__
 from cowfs.errors import Busy, CowfsError, Exists, InvalidArgument
 from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import Geometry, geometry_for_size
+from cowfs.ondisk.records import ByteOrder
 from cowfs.storage.device import FileDevice
 from cowfs.storage.mkvolume import make_volume
 from cowfs.storage.superblock import read_slots
 from mkcowfs.recognise import loop_devices, recognise
 
+if TYPE_CHECKING:
+    from mkcowfs.author import Filled
+
 _SIZE: Final = re.compile(r"(?P<number>[0-9]+)(?:(?P<unit>[KMGTkmgt])(?:i?B)?)?", re.ASCII)
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _LOCK_SECONDS: Final = 1.0  # udev looks at block devices under a lock of its own, for a moment
+_PROGRESS_SECONDS: Final = 0.2
 _WIPE_SIZE: Final = 1 << 20  # where other formats have their signatures: at the start and at the end
+_OWNER: Final = re.compile(r"([0-9]{1,10})(?::([0-9]{1,10}))?", re.ASCII)
+FIT: Final = -1
+"""The size of a volume that is to be as small as its contents allow."""
 EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
@@ -50,14 +58,20 @@ class Made:
     free_blocks: int
     uuid: str
     label: str
+    objects: int | None = None
 
     def to_text(self) -> str:
         """One line for a person."""
         label = f", label {self.label}" if self.label else ""
+        objects = f", {self.objects} objects" if self.objects is not None else ""
         return (
             f"{self.image}: {self.size} bytes, {self.blocks} blocks of {self.block_size} bytes, "
-            f"{self.free_blocks} free, UUID {self.uuid}{label}"
+            f"{self.free_blocks} free, UUID {self.uuid}{label}{objects}"
         )
+
+    def to_json(self) -> str:
+        """One document; `objects` only where there were any to take over."""
+        return json.dumps({name: value for name, value in asdict(self).items() if value is not None})
 
 
 def parse_size(text: str) -> int:
@@ -71,6 +85,8 @@ def parse_size(text: str) -> int:
 def _size_option(_context: click.Context, _option: click.Parameter, value: str | None) -> int | None:
     if value is None:
         return None
+    if value.strip().lower() == "auto":
+        return FIT
     try:
         return parse_size(value)
     except ValueError as error:
@@ -82,6 +98,16 @@ def _uuid_option(_context: click.Context, _option: click.Parameter, value: str |
         return uuid.uuid4() if value is None else uuid.UUID(value)
     except ValueError as error:
         raise click.BadParameter(f"{value!r} is not a UUID") from error
+
+
+def _owner_option(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    match = _OWNER.fullmatch(value)
+    numbers = (int(match[1]), int(match[2] or match[1])) if match else (1 << 32, 0)
+    if max(numbers) >= 0xFFFFFFFF:
+        raise click.BadParameter(f"{value!r} is not UID:GID in numbers")
+    return numbers
 
 
 def _label_option(_context: click.Context, _option: click.Parameter, value: str) -> str:
@@ -96,14 +122,40 @@ def _label_option(_context: click.Context, _option: click.Parameter, value: str)
 @click.command(context_settings={"help_option_names": ["--help"], "max_content_width": 100})
 @click.argument("image", type=click.Path())
 @click.option(
-    "--size", metavar="SIZE", callback=_size_option, help="Size of the volume, as in 4G or 512MiB; at least 1M."
+    "--size",
+    metavar="SIZE",
+    callback=_size_option,
+    help="Size of the volume, as in 4G or 512MiB; at least 1M; with --from also auto: as small as the contents allow.",
 )
 @click.option(
     "--block-size",
-    type=click.Choice([str(size) for size in f.BLOCK_SIZES]),
+    type=click.Choice([str(size) for size in f.FOREIGN_BLOCK_SIZES]),
     default=str(f.BLOCK_SIZE_DEFAULT),
     show_default=True,
-    help="Bytes in a block.",
+    help="Bytes in a block; more than 4096 only with --profile qnx6.",
+)
+@click.option(
+    "--from", "source", metavar="DIR|TAR", help="Fill it with a folder or a tar archive; - is standard input."
+)
+@click.option("--owner", metavar="UID[:GID]", callback=_owner_option, help="With --from: all belongs to this user.")
+@click.option("--all-root", is_flag=True, help="The same as --owner 0:0.")
+@click.option(
+    "--profile",
+    type=click.Choice(["cowfs", "qnx6"]),
+    default="cowfs",
+    show_default=True,
+    help="qnx6: a plain QNX Power-Safe volume, to be handed to QNX. It was tested with Linux's driver and other readers, "
+    "but never with QNX itself, which was not at hand.",
+)
+@click.option(
+    "--byte-order",
+    type=click.Choice(["little", "big"]),
+    default="little",
+    show_default=True,
+    help="With --profile qnx6: of all numbers.",
+)
+@click.option(
+    "--inodes", type=click.IntRange(1, f.INODE_COUNT_MAX), metavar="N", help="With --profile qnx6: how many, for good."
 )
 @click.option(
     "--label",
@@ -129,8 +181,14 @@ def command(
     preallocate: bool,
     force: bool,
     as_json: bool,
+    source: str | None,
+    owner: tuple[int, int] | None,
+    all_root: bool,
+    profile: str,
+    byte_order: str,
+    inodes: int | None,
 ) -> None:
-    """Make a new, empty cowfs volume in IMAGE, a file or a block device.
+    """Make a new cowfs volume in IMAGE, a file or a block device: an empty one, or with --from one with contents.
 
     A file that does not exist is made, and needs --size. An existing file keeps its size unless --force is given with
     another --size; an empty one may take any. Its old contents are gone afterwards. A block device is used to its end
@@ -139,48 +197,104 @@ def command(
     What holds a filesystem, a partition table or the like that blkid or cowfs itself recognises is only overwritten
     with --force; what is mounted or locked never is.
 
-    The new root directory is empty and belongs to whoever runs mkcowfs. The time of making is SOURCE_DATE_EPOCH, if that
-    is set in the environment.
+    An empty root directory belongs to whoever runs mkcowfs. With --from, modes, owners, times of the contents, links,
+    device nodes, extended attributes and holes are taken over; blocks of zeros become holes. The time of making is
+    SOURCE_DATE_EPOCH, if that is set in the environment; then no file's time is later. With that and --uuid, the same
+    contents make the same bytes.
 
     Exit codes: 0 made, 1 failed, 2 wrong command line.
     """
-    if size is not None:
-        _require_possible(size, int(block_size))
-    made = make(image, size, int(block_size), label, volume_id, preallocate=preallocate, force=force)
-    click.echo(json.dumps(asdict(made)) if as_json else _printable(made.to_text()))
+    order: ByteOrder = ">" if byte_order == "big" else "<"
+    plan = Plan(
+        image=image,
+        size=size,
+        block_size=int(block_size),
+        label=label,
+        volume_id=volume_id,
+        preallocate=preallocate,
+        force=force,
+        source=source,
+        owner=(0, 0) if all_root else owner,
+        plain=profile == "qnx6",
+        order=order,
+        inodes=inodes or 0,
+    )
+    plan.check(owners=int(all_root) + (owner is not None))
+    made = make(plan)
+    click.echo(made.to_json() if as_json else _printable(made.to_text()))
 
 
-def make(
-    image: str,
-    size: int | None,
-    block_size: int,
-    label: str,
-    volume_id: uuid.UUID,
-    *,
-    preallocate: bool = False,
-    force: bool = False,
-) -> Made:
+@dataclass(frozen=True)
+class Plan:
+    """What to make: the options. `size` None: that of the image; FIT: as small as the contents allow."""
+
+    image: str
+    size: int | None
+    block_size: int
+    label: str
+    volume_id: uuid.UUID
+    preallocate: bool = False
+    force: bool = False
+    source: str | None = None
+    owner: tuple[int, int] | None = None
+    plain: bool = False
+    order: ByteOrder = "<"
+    inodes: int = 0
+
+    def check(self, owners: int) -> None:
+        """Raises click.UsageError for options that do not go together."""
+        if self.source is None and (self.size == FIT or owners or self.plain):
+            raise click.UsageError("--size auto, --owner, --all-root and --profile qnx6 go with --from")
+        if owners > 1:
+            raise click.UsageError("--owner and --all-root exclude each other")
+        if self.plain and self.label:
+            raise click.UsageError("a qnx6 volume has no label")
+        if not self.plain and (self.order != "<" or self.inodes or self.block_size not in f.BLOCK_SIZES):
+            raise click.UsageError(
+                "--byte-order big, --inodes and blocks of more than 4096 bytes go with --profile qnx6"
+            )
+        if self.size is not None and self.size != FIT:
+            try:
+                self.geometry(self.size)
+            except InvalidArgument as error:
+                raise click.BadParameter(str(error), param_hint="--size") from error
+
+    def geometry(self, size: int) -> Geometry:
+        """The geometry of a volume that fills `size` bytes. Raises InvalidArgument."""
+        if not self.plain:
+            return geometry_for_size(size, self.block_size)
+        empty = Geometry(self.block_size, 0, self.order)
+        blocks = (size - empty.end) // self.block_size
+        if size < f.VOLUME_SIZE_MIN or blocks > f.BLOCK_COUNT_MAX:
+            raise InvalidArgument(f"{size} bytes are too {'few' if blocks <= 0 else 'many'} for a volume")
+        return Geometry(self.block_size, blocks, self.order)
+
+
+def make(plan: Plan) -> Made:
     """Makes the volume. Raises CowfsError; a file that did not exist does not exist afterwards, either."""
     now_ns = _now_ns()
+    image, fit = plan.image, plan.size == FIT
+    geometry: Geometry | None
     if os.path.exists(image):
-        device, geometry = _open_existing(image, size, block_size, force=force)
+        device, geometry = _open_existing(plan)
         created = False
-    elif size is None:
-        raise InvalidArgument(f"{image} does not exist: a new image needs --size")
+    elif plan.size is None:
+        more = ", or --size auto" if plan.source else ""
+        raise InvalidArgument(f"{image} does not exist: a new image needs --size{more}")
     else:
-        geometry = geometry_for_size(size, block_size)
-        device = _create(image, geometry.end, preallocate=preallocate)
+        geometry = None if fit else plan.geometry(plan.size)
+        device = _create(image, geometry.end if geometry else 0, preallocate=plan.preallocate)
         created = True
     try:
         device.lock(exclusive=True, timeout=_LOCK_SECONDS)
         if not created:
-            _clear(device, geometry)
-            if preallocate:
+            _clear(device, geometry.end if geometry else 0)
+            if plan.preallocate:
                 device.allocate()
-        owner = os.getuid(), os.getgid()
-        make_volume(device, geometry, label=label.encode(), uuid=volume_id.bytes, now_ns=now_ns, owner=owner)
+        made_geometry, objects = _make_contents(device, geometry, plan, now_ns)
+        if fit and plan.preallocate:
+            device.allocate()
         free_blocks = read_slots(device).newest.superblock.free_blocks
-        size_made = geometry.end
     except BaseException:
         if created:
             with contextlib.suppress(OSError):
@@ -188,7 +302,60 @@ def make(
         raise
     finally:
         device.close()
-    return Made(device.name, size_made, block_size, geometry.num_blocks, free_blocks, str(volume_id), label)
+    size, blocks, volume_id = made_geometry.end, made_geometry.num_blocks, str(plan.volume_id)
+    return Made(device.name, size, plan.block_size, blocks, free_blocks, volume_id, plan.label, objects)
+
+
+def _make_contents(
+    device: FileDevice, geometry: Geometry | None, plan: Plan, now_ns: int
+) -> tuple[Geometry, int | None]:
+    """Writes the volume; its geometry, and how many objects it was filled with."""
+    label, volume_id = plan.label.encode(), plan.volume_id.bytes
+    if plan.source is None:
+        assert geometry is not None
+        owner = os.getuid(), os.getgid()
+        make_volume(device, geometry, label=label, uuid=volume_id, now_ns=now_ns, owner=owner)
+        return geometry, None
+    from mkcowfs.author import Wishes
+    from mkcowfs.fill import Recipe, fill_plain, fill_volume
+
+    wishes = Wishes(plan.owner, now_ns if "SOURCE_DATE_EPOCH" in os.environ else None)
+    recipe = Recipe(geometry, plan.block_size, label, volume_id, now_ns, plan.source, wishes)
+    with Progress() as progress:
+        if not plan.plain:
+            made, filled = fill_volume(device, recipe, progress)
+            return made, filled.objects
+        zeroed = not device.is_block_device
+        made, filled, left_out = fill_plain(device, recipe, plan.order, plan.inodes, zeroed=zeroed, tell=progress)
+    for line in left_out.lines():
+        _say(line)
+    return made, filled.objects
+
+
+class Progress:
+    """Shows on a terminal how far it is, now and then."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._next = time.monotonic() + _PROGRESS_SECONDS
+        self._length = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._show("")
+
+    def __call__(self, filled: Filled) -> None:
+        """Tells what is done so far."""
+        if self._shown and time.monotonic() >= self._next:
+            self._next = time.monotonic() + _PROGRESS_SECONDS
+            self._show(f"{filled.objects} objects, {filled.data >> 20} MiB")
+
+    def _show(self, text: str) -> None:
+        if self._length or text:
+            click.echo(f"\r{text:<{self._length}}\r{text}", nl=False, err=True)
+            self._length = len(text)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -212,13 +379,6 @@ def main() -> NoReturn:
     sys.exit(run())
 
 
-def _require_possible(size: int, block_size: int) -> None:
-    try:
-        geometry_for_size(size, block_size)
-    except InvalidArgument as error:
-        raise click.BadParameter(str(error), param_hint="--size") from error
-
-
 def _create(image: str, size: int, *, preallocate: bool) -> FileDevice:
     try:
         return FileDevice.create(image, size, preallocate=preallocate)
@@ -226,16 +386,16 @@ def _create(image: str, size: int, *, preallocate: bool) -> FileDevice:
         raise Exists(f"{image} cannot be made: the name is taken") from error
 
 
-def _open_existing(image: str, size: int | None, block_size: int, *, force: bool) -> tuple[FileDevice, Geometry]:
-    """Opens and locks what exists, and says no wherever it has to stay as it is."""
-    device = FileDevice.open(image, read_only=False)
+def _open_existing(plan: Plan) -> tuple[FileDevice, Geometry | None]:
+    """Opens and locks what exists, and says no wherever it has to stay as it is. No geometry for what is to fit."""
+    device = FileDevice.open(plan.image, read_only=False)
     try:
         device.lock(exclusive=True, timeout=_LOCK_SECONDS)
         loops = [] if device.is_block_device else loop_devices(device.name)
         if loops:
             raise Busy(f"{device.name} is in use: it is attached to {' and '.join(loops)}")
-        geometry = _geometry_for_existing(device, size, block_size, force=force)
-        if not force:
+        geometry = _geometry_for_existing(device, plan)
+        if not plan.force:
             contents = recognise(device)
             if contents.note:
                 _say(contents.note)
@@ -247,28 +407,34 @@ def _open_existing(image: str, size: int | None, block_size: int, *, force: bool
     return device, geometry
 
 
-def _geometry_for_existing(device: FileDevice, size: int | None, block_size: int, *, force: bool) -> Geometry:
-    """The geometry that fits `size`, if given, and the size that the device has."""
-    there = device.size()
+def _geometry_for_existing(device: FileDevice, plan: Plan) -> Geometry | None:
+    """The geometry that fits the size wished for, if any, and the size that the device has."""
+    there, size = device.size(), plan.size
+    if size == FIT:
+        if device.is_block_device:
+            raise InvalidArgument(f"{device.name} is a block device: its size is given")
+        if there and not plan.force:
+            raise Exists(f"{device.name} exists and has {there} bytes: --force gives it another size")
+        return None
     if size is None and not there:
         raise InvalidArgument(f"{device.name} is empty: its volume needs --size")
     if size is None or size == there:
         try:
-            return geometry_for_size(there, block_size)
+            return plan.geometry(there)
         except InvalidArgument as error:
             raise InvalidArgument(f"{device.name}: {error}") from error
     if device.is_block_device and size > there:
         raise InvalidArgument(f"{device.name} has only {there} bytes, and --size says {size}")
-    if not device.is_block_device and there and not force:
+    if not device.is_block_device and there and not plan.force:
         raise Exists(f"{device.name} exists and has {there} bytes: --force makes it {size} bytes long")
-    return geometry_for_size(size, block_size)
+    return plan.geometry(size)
 
 
-def _clear(device: FileDevice, geometry: Geometry) -> None:
+def _clear(device: FileDevice, end: int) -> None:
     """Removes the old contents of a file; from a block device the signatures that would still be recognised."""
     if not device.is_block_device:
         device.resize(0)
-        device.resize(geometry.end)
+        device.resize(end)
         return
     size = device.size()
     head = min(size, _WIPE_SIZE)

@@ -55,8 +55,7 @@ class SealedCommit:
     def write_out(self) -> None:
         """Makes the commit durable. Raises DeviceError; the volume must then be latched, whatever was written."""
         device = self.device
-        for offset, pieces in self.runs:
-            device.write(offset, pieces)
+        self.write_blocks()
         if self.one_flush:
             device.write(self.slot_offset, [self.record, self.area])
             device.flush()
@@ -65,6 +64,11 @@ class SealedCommit:
         device.flush()
         device.write(self.slot_offset, [self.record])
         device.flush()
+
+    def write_blocks(self) -> None:
+        """Writes everything but the slot. Raises DeviceError."""
+        for offset, pieces in self.runs:
+            self.device.write(offset, pieces)
 
 
 class Sealer:

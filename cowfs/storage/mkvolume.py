@@ -45,10 +45,15 @@ def make_volume(
     if device.size() < geometry.end:
         raise InvalidArgument(f"{device.name} has {device.size()} bytes, the volume needs {geometry.end}")
     _wipe(device, geometry)
-    volume = _empty_volume(device, geometry, label, uuid, now_ns)
-    _fill_zero_blocks(volume)
+    volume = empty_volume(device, geometry, label, uuid, now_ns)
+    fill_zero_blocks(volume)
     _make_root(volume, now_ns, owner)
     volume.settle()
+    write_boot_block(device, geometry)
+
+
+def write_boot_block(device: Device, geometry: Geometry) -> None:
+    """The last step of making a volume: what leads to both slots. Flushes."""
     head, pointer = slot_pointer(geometry)
     boot = bytearray(f.BOOT_SIZE)
     boot[: len(head)] = head
@@ -67,7 +72,8 @@ def _wipe(device: Device, geometry: Geometry) -> None:
     device.flush()
 
 
-def _empty_volume(device: Device, geometry: Geometry, label: bytes, uuid: bytes, now_ns: int) -> Volume:
+def empty_volume(device: Device, geometry: Geometry, label: bytes, uuid: bytes, now_ns: int) -> Volume:
+    """A volume of which nothing is written yet, not even the Z blocks."""
     blocks = geometry.num_blocks
     superblock = f.Superblock(
         serial=0,
@@ -92,7 +98,7 @@ def _empty_volume(device: Device, geometry: Geometry, label: bytes, uuid: bytes,
     return volume
 
 
-def _fill_zero_blocks(volume: Volume) -> None:
+def fill_zero_blocks(volume: Volume) -> None:
     """Z0 is zeros, Zk full of pointers to Z(k-1). They are in use for good, and no count is kept of them."""
     geometry = volume.geometry
     assert volume.spacemap is not None

@@ -225,6 +225,17 @@ class SpaceMap:
         """Takes these very blocks, which are free: for a new volume's fixed places."""
         self._take(block, count)
 
+    def adopt(self, start: int, count: int) -> None:
+        """Says that free blocks were in use all the time: for a volume that is built around what is there already."""
+        for index, bit, number in self._split(start, count):
+            page = self._change(index)
+            for bits in (page.bits, page.busy):
+                _set_bits(bits, bit, number)
+            committed = bytearray(page.committed or b"")
+            _set_bits(committed, bit, number)
+            page.committed = bytes(committed)
+        self.free -= count
+
     def _take(self, start: int, count: int) -> None:
         if start + count > self.num_blocks:
             raise Corrupt("the bitmap has free blocks behind the end of the volume", block=start)

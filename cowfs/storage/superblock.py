@@ -228,3 +228,14 @@ def _read_extension(raw: bytes, number: int, geometry: Geometry, superblock: f.S
     start = f.MANIFEST_OFFSET + f.ManifestHeader.SIZE
     manifest = [f.ManifestEntry.unpack(area, start + i * f.MANIFEST_ENTRY_SIZE) for i in range(header.count)]
     return Slot(number, geometry, superblock, extension, manifest)
+
+
+def plain_record(superblock: f.Superblock, order: ByteOrder) -> bytes:
+    """The 512 bytes of a record without an extension area, in either byte order; sets its checksum."""
+    superblock.checksum = qnx_crc(superblock.pack(order)[f.CRC_START :])
+    return superblock.pack(order)
+
+
+def plain_boot_head(geometry: Geometry) -> bytes:
+    """What a boot block of the family begins with, without our pointer."""
+    return slot_pointer(geometry)[0]

@@ -25,6 +25,7 @@ from typing import Final
 from cowfs.errors import Corrupt, DeviceError, InvalidArgument, NoSpace, ReadOnly, SpaceShort, UnreadableData
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
+from cowfs.ondisk.geometry import Geometry
 from cowfs.storage.blockio import BlockStore
 from cowfs.storage.blocktree import BlockTrees, Root, WritableRoot
 from cowfs.storage.commit import SealedCommit, Sealer
@@ -45,6 +46,21 @@ HOOK_BLOCKS: Final = 16  # what one hook of `before_seal` may allocate at most
 WANTS_COMMIT_BYTES: Final = 16 << 20  # dirty metadata after which a commit should begin
 MUST_WAIT_BYTES: Final = 48 << 20  # dirty metadata after which writers should wait for it
 FREED_RUN_BYTES: Final = 128  # what remembering a run of freed blocks takes, about
+
+
+def system_capacity(geometry: Geometry) -> int:
+    """Blocks of the bitmap, the checksums and the references, if every page of them is there."""
+    blocks = geometry.num_blocks
+    return (
+        tree_capacity_blocks(geometry, -(-blocks // 8))
+        + tree_capacity_blocks(geometry, blocks * f.CHECKSUM_SIZE, ChecksumTree.entry_words)
+        + tree_capacity_blocks(geometry, blocks * f.REFERENCE_SIZE)
+    )
+
+
+def margin_of(num_blocks: int) -> int:
+    """Blocks that one tier leaves to the next in a volume of so many."""
+    return max(MARGIN_MIN, min(MARGIN_MAX, num_blocks // 64))
 
 
 class Tier(enum.IntEnum):
@@ -91,7 +107,7 @@ class Volume:
         self._sealer = Sealer(self)
         self._in_flight: SealedCommit | None = None
         self._held_back = Freed()  # freed in the newest durable generation: reusable after the next one (I2)
-        self._capacity = self._system_capacity()
+        self._capacity = system_capacity(self.geometry)
 
     # --- opening ---
 
@@ -283,16 +299,6 @@ class Volume:
 
     # --- space ---
 
-    def _system_capacity(self) -> int:
-        """Blocks of the bitmap, the checksums and the references, if every page of them is there."""
-        geometry = self.geometry
-        blocks = geometry.num_blocks
-        return (
-            tree_capacity_blocks(geometry, -(-blocks // 8))
-            + tree_capacity_blocks(geometry, blocks * f.CHECKSUM_SIZE, ChecksumTree.entry_words)
-            + tree_capacity_blocks(geometry, blocks * f.REFERENCE_SIZE)
-        )
-
     def _floor(self, tier: Tier) -> int:
         """Blocks that an operation of this tier must leave (I12)."""
         assert self.extension is not None
@@ -316,7 +322,7 @@ class Volume:
     @property
     def margin(self) -> int:
         """Blocks that one tier leaves to the next."""
-        return max(MARGIN_MIN, min(MARGIN_MAX, self.geometry.num_blocks // 64))
+        return margin_of(self.geometry.num_blocks)
 
     @property
     def _available(self) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import os
 import random
 import stat
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,14 @@ from served import Object, served
 from support import MIB, Clock, new_device
 from workloads import image_after, record
 
+from cowfs.check import check_image
 from cowfs.check.crashdevice import Thoroughness, crash_images, cuts
 from cowfs.fs import AtimeMode, Caller, Filesystem
 from cowfs.fs.snapshot import Snapshots
 from cowfs.ondisk import format as f
 from cowfs.storage.device import FileDevice, MemoryDevice
 from cowfs.storage.volume import Volume
+from mkcowfs.cli import run
 
 IMAGES: Final = Path(__file__).resolve().parent.parent.parent / "images"
 ROOT: Final = f.ROOT_INODE
@@ -212,8 +216,44 @@ def crashes(folder: Path, block_size: int) -> Iterator[Shown]:
             yield _show_chosen(folder / f"crash-{block_size}-{cut.position}", crash.data)
 
 
+# --- volumes made with contents ---
+
+
+def authored(folder: Path, block_size: int) -> Iterator[Shown]:
+    """What mkcowfs makes of an archive: a volume of ours that fits, and plain ones of both byte orders."""
+    archive = folder / f"tar-{block_size}"
+    rng = random.Random(block_size)
+    levels = f.POINTER_COUNT * (block_size // f.POINTER_SIZE) * block_size
+    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+        for number in range(300):
+            name = f"folder {number % 7}/file {number}" + " with a name that lies in a slot" * (number % 3 == 0)
+            _add(tar, name, tarfile.REGTYPE, rng.randbytes(rng.choice((0, 1, block_size, 5 * block_size + 1))), number)
+        for shift in (-1, 0, 1):
+            size = min(levels, MIB) + shift
+            _add(tar, f"two levels {shift}", tarfile.REGTYPE, rng.randbytes(block_size) + bytes(size - block_size), 1)
+        _add(tar, "größer " * 30, tarfile.REGTYPE, b"long", 2)
+        _add(tar, "link", tarfile.SYMTYPE, b"", 3, "t" * 512)
+        _add(tar, "hard", tarfile.LNKTYPE, b"", 4, "folder 1/file 1")
+        _add(tar, "fifo", tarfile.FIFOTYPE, b"", 5)
+        _add(tar, ".boot/loader", tarfile.REGTYPE, b"boots", 6)
+    options = ["--from", str(archive), "--block-size", str(block_size), "--size", "auto"]
+    plain = ["--profile", "qnx6", "--byte-order"]
+    for name, more in (("fits", []), ("little", [*plain, "little"]), ("big", [*plain, "big"])):
+        path = folder / f"authored-{block_size}-{name}"
+        assert run([str(path), *options, *more]) == 0
+        check_image(FileDevice.open(path, read_only=True))
+        yield shown(path)
+
+
+def _add(tar: tarfile.TarFile, name: str, kind: bytes, data: bytes, number: int, target: str = "") -> None:
+    member = tarfile.TarInfo(name)
+    member.type, member.size, member.mtime, member.linkname = kind, len(data), 10**9 + 7 * number, target
+    member.uid, member.gid, member.mode = number, number + 1, 0o400 + number
+    tar.addfile(member, io.BytesIO(data))
+
+
 CASES: Final[dict[str, Callable[[Path, int], Iterator[Shown]]]] = {
-    case.__name__: case for case in (everything, committed, histories, crashes)
+    case.__name__: case for case in (everything, committed, histories, crashes, authored)
 }
 
 
