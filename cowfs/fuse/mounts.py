@@ -162,7 +162,7 @@ def syncfs(path: str, device: int) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if os.fstat(descriptor).st_dev != device:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), path)
         if _libc.syncfs(descriptor) != 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), path)

@@ -8,6 +8,7 @@ import mmap
 import os
 import stat
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -252,3 +253,43 @@ def test_what_changed_is_told(mounted: Place) -> None:
     assert out("diff", root, "a", "--path", "added", "-z") == "added     added\0"
     rows = json.loads(out("df", root, "--json"))
     assert [row["name"] for row in rows] == ["", "a", "b"]
+
+
+def test_rolling_back_again_and_again_under_writers(mounted: Place) -> None:
+    """Whatever is appended meanwhile, and is still in the kernel's cache, nothing of it lands in the restored tree."""
+    root = mounted.mountpoint
+    wanted = {str(number): bytes((number,)) * 9000 for number in range(4)}
+    for name, data in wanted.items():
+        (root / name).write_bytes(data)
+    mounted.command("snapshot create base")
+    stop = threading.Event()
+    odd: list[BaseException] = []
+
+    def append(name: str) -> None:
+        while not stop.is_set():
+            try:
+                with open(root / name, "ab", buffering=0) as file:
+                    for _ in range(50):
+                        file.write(b"late" * 100)
+            except OSError as error:
+                if error.errno not in (errno.ESTALE, errno.EIO):  # a descriptor of a tree that is gone
+                    odd.append(error)
+
+    threads = [threading.Thread(target=append, args=(name,)) for name in wanted]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(50):
+            mounted.command("rollback base --discard")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert odd == []
+    for name, data in wanted.items():
+        assert (root / name).read_bytes().rstrip(b"late") == data.rstrip(b"late"), "only what came after the rollback"
+    mounted.command("rollback base --discard")
+    assert {name: (root / name).read_bytes() for name in wanted} == wanted
+    assert {name: (folder(mounted) / "base" / name).read_bytes() for name in wanted} == wanted
+    mounted.remount()
+    assert {name: (root / name).read_bytes() for name in wanted} == wanted
