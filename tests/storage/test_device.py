@@ -372,3 +372,26 @@ def test_block_device_that_is_claimed(loop_device: str) -> None:
     os.close(claim)
     device.lock(exclusive=True)
     device.close()
+
+
+def test_reading_leaves_no_access_time_where_that_may_be_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the owner of a file may ask for it; for others the file is opened all the same."""
+    path = tmp_path / "image"
+    path.write_bytes(b"contents")
+    really_open, flags = os.open, list[int]()
+
+    def of_somebody_else(name: str, how: int, *more: int) -> int:
+        flags.append(how)
+        if how & os.O_NOATIME:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return really_open(name, how, *more)
+
+    monkeypatch.setattr(os, "open", of_somebody_else)
+    device = FileDevice.open(path, read_only=True)
+    assert device.read(0, 8) == b"contents"
+    device.close()
+    assert [bool(how & os.O_NOATIME) for how in flags] == [True, False]
+    FileDevice.open(path, read_only=False).close()
+    assert not flags[-1] & os.O_NOATIME
