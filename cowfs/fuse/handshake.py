@@ -1,15 +1,19 @@
-"""The first request of a session: leaves the umask to us, which pyfuse3 has no word for.
+"""The first request of a session: asks the kernel for two things that pyfuse3 has no word for.
 
-Duty. Where access control lists hold, a default list takes the umask's place, so the kernel must hand on the mode that a
-program asked for. It does so if the answer to its first request, FUSE_INIT, has the flag FUSE_DONT_MASK. libfuse writes
-that answer and pyfuse3 does not let its flags be chosen. So for this one request the session's descriptor is a socket: what
-came from the kernel goes to libfuse through it, and libfuse's answer to the kernel, with one bit more.
+Duty. The kernel does what the flags in the answer to its first request, FUSE_INIT, say. libfuse writes that answer, and
+pyfuse3 does not let its flags be chosen. So for this one request the session's descriptor is a socket: what came from the
+kernel goes to libfuse through it, and libfuse's answer to the kernel, with up to two flags more:
+
+- FUSE_DONT_MASK, where access control lists hold: a default list takes the umask's place, so we must hear the mode that a
+  program asked for, and apply the umask ourselves.
+- FUSE_DIRECT_IO_ALLOW_MMAP, where the kernel offers it (Linux 6.6): files that bypass the kernel's cache because space is
+  short can be mapped all the same, as SQLite does with the index of its write-ahead log.
 
 Invariants.
 
 - The descriptor keeps its number, and is the kernel's again before a second request is read.
-- Whatever the first request is, it is answered once; only the answer to FUSE_INIT that agrees to access control lists is
-  changed. Without the change lists come out stricter than they need to, never looser: `Caller.umask` is applied again.
+- Whatever the first request is, it is answered once; only a good answer to FUSE_INIT is changed. Without the change inherited
+  lists come out stricter than they need to, never looser: `Caller.umask` is applied again.
 
 Locking rule: the thread that runs trio, in the worker that holds pyfuse3's lock.
 """
@@ -29,9 +33,14 @@ import trio
 FUSE_INIT: Final = 26
 FUSE_DONT_MASK: Final = 1 << 6
 FUSE_POSIX_ACL: Final = 1 << 20
+FUSE_INIT_EXT: Final = 1 << 30  # the second word of flags counts
+FUSE_DIRECT_IO_ALLOW_MMAP: Final = 1 << (36 - 32)  # in the second word
 _REQUEST_OPCODE: Final = slice(4, 8)
+_REQUEST_FLAGS: Final = slice(52, 56)  # behind a header of 40 bytes, major, minor and max_readahead
+_REQUEST_FLAGS2: Final = slice(56, 60)
 _ANSWER_ERROR: Final = slice(4, 8)
-_ANSWER_FLAGS: Final = slice(28, 32)  # behind the header, major, minor and max_readahead
+_ANSWER_FLAGS: Final = slice(28, 32)  # behind a header of 16 bytes, major, minor and max_readahead
+_ANSWER_FLAGS2: Final = slice(48, 52)
 _MESSAGE_MAX: Final = 1 << 20
 
 
@@ -44,7 +53,7 @@ class Handshake:
         self._done = done
         self._kernel = -1
         self._ours: socket.socket | None = None
-        self._is_init = False
+        self._request = b""
 
     async def wait_readable(self, fd: int) -> None:
         """Returns when a request can be read from `fd`."""
@@ -60,29 +69,40 @@ class Handshake:
 
     def _divert(self, fd: int) -> None:
         self._kernel = os.dup(fd)
-        request = os.read(self._kernel, _MESSAGE_MAX)
-        self._is_init = _word(request[_REQUEST_OPCODE]) == FUSE_INIT
+        self._request = os.read(self._kernel, _MESSAGE_MAX)
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             os.dup2(theirs.fileno(), fd, inheritable=False)
-        self._ours.send(request)
+        self._ours.send(self._request)
 
     def _conclude(self, fd: int, ours: socket.socket) -> None:
         with ours:
             answer = ours.recv(_MESSAGE_MAX)
         os.dup2(self._kernel, fd, inheritable=False)
         os.close(self._kernel)
-        os.write(fd, without_umask(answer) if self._is_init else answer)
+        os.write(fd, improved(self._request, answer))
 
 
-def without_umask(answer: bytes) -> bytes:
-    """An answer to FUSE_INIT that asks for modes without the umask taken off, if it agrees to access control lists."""
-    flags = _word(answer[_ANSWER_FLAGS])
-    if _word(answer[_ANSWER_ERROR]) or not flags & FUSE_POSIX_ACL:
+def improved(request: bytes, answer: bytes) -> bytes:
+    """The answer to a request with the flags that pyfuse3 cannot ask for, if the request is FUSE_INIT."""
+    if (
+        _word(request, _REQUEST_OPCODE) != FUSE_INIT
+        or _word(answer, _ANSWER_ERROR)
+        or len(answer) < _ANSWER_FLAGS2.stop
+    ):
         return answer
-    word = (flags | FUSE_DONT_MASK).to_bytes(4, sys.byteorder)
-    return answer[: _ANSWER_FLAGS.start] + word + answer[_ANSWER_FLAGS.stop :]
+    result = bytearray(answer)
+    if _word(answer, _ANSWER_FLAGS) & FUSE_POSIX_ACL:
+        _set(result, _ANSWER_FLAGS, FUSE_DONT_MASK)
+    if _word(request, _REQUEST_FLAGS) & FUSE_INIT_EXT and _word(request, _REQUEST_FLAGS2) & FUSE_DIRECT_IO_ALLOW_MMAP:
+        _set(result, _ANSWER_FLAGS, FUSE_INIT_EXT)
+        _set(result, _ANSWER_FLAGS2, FUSE_DIRECT_IO_ALLOW_MMAP)
+    return bytes(result)
 
 
-def _word(piece: bytes) -> int:
-    return int.from_bytes(piece, sys.byteorder)
+def _word(message: bytes | bytearray, place: slice) -> int:
+    return int.from_bytes(message[place], sys.byteorder)
+
+
+def _set(message: bytearray, place: slice, flag: int) -> None:
+    message[place] = (_word(message, place) | flag).to_bytes(4, sys.byteorder)

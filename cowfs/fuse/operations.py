@@ -106,6 +106,10 @@ class Operations(pyfuse3.Operations):
         if parent_inode == ROOT_NODE and name == control.DIRECTORY_NAME and self._control_shown:
             return self._control.entry(DIRECTORY_NODE)
         tree, ino = self._place(parent_inode)
+        if (
+            name == b"."
+        ):  # of anything: so a file handle of NFS or open_by_handle_at(2) finds what the kernel has forgotten
+            return self._entry(tree, tree.getattr(ino))
         try:
             attributes = tree.lookup(ino, name)
         except NotFound:

@@ -303,8 +303,7 @@ def serve(
         _mount(server.operations, mountpoint, words)
         try:
             loop.install()
-            if server.operations.enable_acl:
-                loop.shake_hands()
+            loop.shake_hands()
             _calm_collector()
             trio.run(server.run)
         finally:

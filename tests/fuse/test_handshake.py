@@ -5,23 +5,37 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 import trio
 
-from cowfs.fuse.handshake import FUSE_DONT_MASK, FUSE_INIT, FUSE_POSIX_ACL, Handshake, without_umask
+from cowfs.fuse.handshake import (
+    FUSE_DIRECT_IO_ALLOW_MMAP,
+    FUSE_DONT_MASK,
+    FUSE_INIT,
+    FUSE_INIT_EXT,
+    FUSE_POSIX_ACL,
+    Handshake,
+    improved,
+)
 
 GETATTR = 3
 
 
-def request(opcode: int) -> bytes:
-    return b"".join(number.to_bytes(4, "little") for number in (56, opcode, 1, 0)) + bytes(40)
+def words(*numbers: int) -> bytes:
+    return b"".join((number & 0xFFFFFFFF).to_bytes(4, sys.byteorder) for number in numbers)
 
 
-def answer(flags: int, error: int = 0) -> bytes:
-    numbers = (80, error & 0xFFFFFFFF, 1, 0, 7, 31, 1 << 17, flags)
-    return b"".join(number.to_bytes(4, "little") for number in numbers) + bytes(48)
+def request(opcode: int, flags: int = 0, flags2: int = 0) -> bytes:
+    """A header of ten words, major, minor, max_readahead, two words of flags, and eleven that mean nothing."""
+    return words(104, opcode, 1, *[0] * 7, 7, 45, 1 << 17, flags, flags2, *[0] * 11)
+
+
+def answer(flags: int, flags2: int = 0, error: int = 0) -> bytes:
+    """A header of four words, major, minor, max_readahead, flags, four more, the second word of flags, and the rest."""
+    return words(80, error, 1, 0, 7, 31, 1 << 17, flags, 1, 2, 3, 4, flags2, *[0] * 7)
 
 
 @pytest.fixture
@@ -100,4 +114,12 @@ def test_a_late_answer_is_waited_for(ends: tuple[socket.socket, int]) -> None:
     "reply", [answer(0), answer(FUSE_DONT_MASK), answer(FUSE_POSIX_ACL, error=-22), b"", bytes(20)]
 )
 def test_what_agrees_to_no_lists_stays(reply: bytes) -> None:
-    assert without_umask(reply) == reply
+    assert improved(request(FUSE_INIT), reply) == reply
+
+
+@pytest.mark.parametrize(
+    ("flags", "flags2", "asked"), [(FUSE_INIT_EXT, FUSE_DIRECT_IO_ALLOW_MMAP, True), (0, ~0, False), (~0, 3, False)]
+)
+def test_maps_past_the_cache_are_asked_for_where_they_are_offered(flags: int, flags2: int, asked: bool) -> None:
+    wanted = answer(2 | FUSE_INIT_EXT, 1 | FUSE_DIRECT_IO_ALLOW_MMAP) if asked else answer(2, 1)
+    assert improved(request(FUSE_INIT, flags, flags2), answer(2, 1)) == wanted

@@ -158,6 +158,17 @@ def test_an_unlinked_file_is_freed_when_handle_and_lookups_are_gone(door: Door) 
     assert door.filesystem.statfs().files_free >= before
 
 
+def test_a_dot_is_the_node_itself_whatever_it_is(door: Door) -> None:
+    """So the kernel finds by its number what it has forgotten; what is no more is stale, not absent."""
+    handle, node = door.new_file()
+    assert door.lookup(node, b".", Context()).st_ino == node
+    assert door.filesystem.users(node) == 3
+    door.unlink(ROOT, b"file", Context())
+    door.release(handle)
+    door.forget([(node, 2)])
+    assert door.errno_of("lookup", node, b".", Context()) == errno.ESTALE
+
+
 def test_what_does_not_exist_is_an_answer_to_be_remembered(door: Door) -> None:
     entry = door.lookup(ROOT, b"nothing", Context())
     assert entry.st_ino == 0
