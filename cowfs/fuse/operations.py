@@ -434,18 +434,21 @@ class Operations(pyfuse3.Operations):
 
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         """The next entries, with their attributes. From the start it is a new listing, as rewinddir(3) wants it."""
-        handle: DirectoryHandle = self._handles[fh]
-        if handle.tree is None:
+        handle = self._handles.get(fh)
+        if isinstance(handle, DirectoryHandle) and handle.tree is None:
             await self._list_control(handle, start_id, token)
         else:
-            await self._list_tree(handle, handle.tree, start_id, token)
+            await self._list_tree(fh, start_id, token)
 
     @waits
     async def _list_control(self, handle: DirectoryHandle, start_id: int, token: ReaddirToken) -> None:
         await self._control.list(handle, start_id, token)
 
     @answers
-    def _list_tree(self, handle: DirectoryHandle, tree: Filesystem, start_id: int, token: ReaddirToken) -> None:
+    def _list_tree(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        handle: DirectoryHandle = self._handles[fh]
+        tree = handle.tree
+        assert tree is not None
         if handle.listing is None:
             handle.listing = tree.listing(handle.ino)
         if start_id == 0 and self._touches:

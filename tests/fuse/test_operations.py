@@ -562,7 +562,7 @@ def test_node_ids_keep_trees_apart() -> None:
     assert convert.entry(attributes, 5 << convert.INODE_BITS | 1).st_ino == 5 << 32 | 1
 
 
-DISPATCHERS = {"open", "write", "mkdir", "rmdir", "rename"}
+DISPATCHERS = {"open", "readdir", "write", "mkdir", "rmdir", "rename"}
 """They only choose between two handlers, each of which is decorated."""
 
 
