@@ -6,6 +6,7 @@ or the other way round, is a mistake in one of us: the format is shared.
 
 from __future__ import annotations
 
+import os
 import stat
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from typing import Final
 
 import pytest
 from guest import Guest, NoGuest
+from mounting import Place
 from reading import Reading, parse
-from served import DISSECT_MAX, as_dissect, as_linux, differences, seen_by
+from served import DISSECT_MAX, Object, as_dissect, as_linux, differences, seen_by
 from volumes import CASES, Shown
 
 from cowfs.ondisk import format as f
@@ -68,6 +70,43 @@ def test_linux_sees_what_cowfs_serves(exhibition: Exhibition, linux: dict[Path, 
         found = linux[item.image]
         assert (item.image.name, found.errors) == (item.image.name, [])
         assert (item.image.name, differences(seen_by(as_linux, item.wanted), found.objects)) == (item.image.name, [])
+
+
+@pytest.mark.fuse
+def test_linux_sees_what_a_mount_served(tmp_path: Path, guest: Guest) -> None:
+    """The same through the kernel: what lstat(2) and read(2) say on a mount, before it is unmounted."""
+    place = Place(tmp_path).make(64, block_size=1024)
+    place.mount()
+    try:
+        for number in range(200):
+            folder = place.mountpoint / f"folder {number % 9}"
+            folder.mkdir(exist_ok=True)
+            file = folder / (f"file {number}" + " with a name that lies in a slot" * (number % 2))
+            file.write_bytes(b"%d\n" % number * (number * 37))
+            file.chmod(0o600 + number % 0o200)
+            (folder / f"link {number}").symlink_to(file.name)
+        (place.mountpoint / "folder 1" / "file 1 with a name that lies in a slot").rename(place.mountpoint / "moved")
+        (place.mountpoint / "hard").hardlink_to(place.mountpoint / "moved")
+        os.mkfifo(place.mountpoint / "fifo")
+        os.sync()
+        paths = sorted(place.mountpoint.rglob("*"))
+        data = {path: path.read_bytes() for path in paths if path.is_file() and not path.is_symlink()}
+        wanted = {os.fsencode(f"/{path.relative_to(place.mountpoint)}"): _by_lstat(path, data) for path in paths}
+    finally:
+        place.umount()
+    (found,) = guest.read([place.image])
+    assert found.errors == []
+    found.objects.pop(b"")
+    assert len(wanted) > 400
+    assert differences(seen_by(as_linux, wanted), found.objects) == []
+
+
+def _by_lstat(path: Path, data: dict[Path, bytes]) -> Object:
+    status = path.lstat()
+    target = os.fsencode(path.readlink()) if path.is_symlink() else data.get(path, b"")
+    times = (int(status.st_mtime), int(status.st_atime), int(status.st_ctime))
+    numbers = (status.st_mode, status.st_uid, status.st_gid, status.st_size, *times, status.st_ino)
+    return Object(*numbers, status.st_nlink, status.st_blocks, (0, 0), target)
 
 
 @pytest.fixture(scope="module")
