@@ -9,7 +9,8 @@ Numbers are decimal, sizes and offsets bytes.
     copy OLD NEW     a copy of a file that shares its data
     copytree OLD NEW [ENTRIES]   the same of a directory; with ENTRIES in slices of so many, and a commit after each
     hold PATH        opens the file and keeps it open; release PATH (the path it was opened by) closes it
-    snapshot NAME | clone NAME | clone NAME SOURCE | delete NAME
+    snapshot NAME | snapshot NAME SOURCE | clone NAME | clone NAME SOURCE | delete NAME...: all of these at once
+    retitle NAME NEW: gives a snapshot or clone another name | protect NAME | unprotect NAME
     rollback NAME    discards the present; rollback NAME save: keeps it as a snapshot
     sync             fsync(2): a commit, with a manifest where that is possible
     commit           a commit without one, as the timer makes it
@@ -312,15 +313,24 @@ class ScriptRun:
 
     # --- steps: trees ---
 
-    def _do_snapshot(self, name: str) -> None:
-        self.trees.create(name.encode())
+    def _do_snapshot(self, name: str, source: str = "") -> None:
+        self.trees.create(name.encode(), source=source.encode() or None)
 
     def _do_clone(self, name: str, source: str = "") -> None:
         self.trees.create(name.encode(), writable=True, source=source.encode() or None)
 
-    def _do_delete(self, name: str) -> None:
-        self.trees.delete([name.encode()])
+    def _do_delete(self, *names: str) -> None:
+        self.trees.delete([name.encode() for name in names])
         self._let_go()
+
+    def _do_retitle(self, name: str, new: str) -> None:
+        self.trees.rename(name.encode(), new.encode())
+
+    def _do_protect(self, name: str) -> None:
+        self.trees.protect(name.encode(), on=True)
+
+    def _do_unprotect(self, name: str) -> None:
+        self.trees.protect(name.encode(), on=False)
 
     def _do_rollback(self, name: str, how: str = "") -> None:
         if how not in ("", "save"):
@@ -468,14 +478,16 @@ class ScriptRun:
 _ARGUMENTS: Final[dict[str, tuple[int, ...]]] = {
     **dict.fromkeys(("sync", "commit", "publish", "reclaim", "kill", "remount"), (0,)),
     **dict.fromkeys(
-        ("create", "mkdir", "unlink", "rmdir", "read", "list", "hold", "release", "die", "snapshot", "delete"), (1,)
+        ("create", "mkdir", "unlink", "rmdir", "read", "list", "hold", "release", "die", "protect", "unprotect"), (1,)
     ),
     **dict.fromkeys(
-        ("symlink", "link", "rename", "exchange", "append", "truncate", "chmod", "removexattr", "copy"), (2,)
+        ("symlink", "link", "rename", "exchange", "append", "truncate", "chmod", "removexattr", "retitle"), (2,)
     ),
     **dict.fromkeys(("write", "setxattr"), (3,)),
-    **dict.fromkeys(("clone", "rollback"), (1, 2)),
+    **dict.fromkeys(("snapshot", "clone", "rollback"), (1, 2)),
+    "delete": tuple(range(1, 17)),
     "copytree": (2, 3),
+    "copy": (2,),
     "seal": (0, 1),
 }
 """How many arguments each step takes."""

@@ -23,6 +23,7 @@ from cowfs.errors import (
     NotADirectory,
     NotEmpty,
     NotFound,
+    NotPermitted,
 )
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage import blockio
@@ -80,7 +81,7 @@ def crash_test(
     run = ScriptRun(device, strict=True)
     try:
         run.run(script)
-    except (NotFound, Exists, NotADirectory, IsADirectory, NotEmpty, InvalidArgument, NoAttribute):
+    except (NotFound, Exists, NotADirectory, IsADirectory, NotEmpty, InvalidArgument, NoAttribute, NotPermitted):
         return False
     if run.refused:  # a step that was to happen meanwhile
         return False
@@ -148,8 +149,16 @@ TREES_OPERATIONS = (
     "snapshot new",
     "clone new",
     "clone new old",
+    "snapshot new old",
     "delete old",
     "delete copy",
+    "delete copy old",
+    "retitle old older",
+    "protect old",
+    "unprotect old",
+    "rollback old save",
+    "clone new old; append new:/A/foo 900",
+    "append copy:/A/foo 900; clone new copy; write new:/A/foo 0 700",
     "rollback old",
     "rollback copy save",
     "append copy:/A/foo 900",
@@ -242,6 +251,9 @@ WEIGHTS = {
     "copy": 4,
     "copytree": 2,
     "delete": 3,
+    "retitle": 1,
+    "protect": 1,
+    "unprotect": 2,
     "rollback": 2,
     "reclaim": 2,
     "die": 1,
@@ -319,10 +331,15 @@ class RandomSteps:
                 return f"snapshot s{rng.randint(1, 9)}"
             case "clone":
                 return f"clone c{rng.randint(1, 9)}" + (f" {rng.choice(self.trees)}" if self.trees and size % 2 else "")
-            case "delete" | "rollback":
-                return f"{word} {rng.choice(self.trees or ['none'])}" + (
-                    " save" if word != "delete" and size % 2 else ""
-                )
+            case "delete":
+                some = rng.sample(self.trees, rng.randint(1, len(self.trees))) if self.trees else ["none"]
+                return f"delete {' '.join(some)}"
+            case "protect" | "unprotect":
+                return f"{word} {rng.choice(self.trees or ['none'])}"
+            case "retitle":
+                return f"retitle {rng.choice(self.trees or ['none'])} t{rng.randint(1, 9)}"
+            case "rollback":
+                return f"rollback {rng.choice(self.trees or ['none'])}" + (" save" if size % 2 else "")
             case "link":
                 return f"link {self.old()} {self.new()}"
             case "copy":
