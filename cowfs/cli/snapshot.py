@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from cowfs import control
 from cowfs.cli.output import printable, show_json, show_table, size_text
 from cowfs.cli.target import carry_out, mount_of
+from cowfs.errors import NotSupported
 
 _TARGET = click.argument("target", metavar="IMAGE|MNT", type=click.Path(readable=False))
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -172,6 +174,44 @@ def rollback(target: str, name: str, discard: bool, as_json: bool) -> None:
         show_json(reply)
     elif reply["saved"] is not None:
         click.echo(printable(f"the state before is snapshot {reply['saved']['name']}"))
+
+
+@snapshot.command()
+@click.argument("image", type=click.Path(readable=False))
+@click.argument("name")
+@click.argument("new", type=click.Path(readable=False))
+def export(image: str, name: str, new: str) -> None:
+    """Copy the volume in IMAGE to the new file NEW, and go back to a snapshot there.
+
+    So readers that know only the live tree of a volume, as Linux's own driver, see the snapshot. IMAGE is not changed and must
+    not be mounted for writing. The other snapshots are in NEW as well.
+    """
+    from cowfs.check.repair import copy_device
+    from cowfs.cli.target import unmounted
+    from cowfs.errors import Exists
+    from cowfs.fs.snapshot import Snapshots
+    from cowfs.storage.device import FileDevice
+    from cowfs.storage.volume import Volume
+
+    if os.path.lexists(new):
+        raise Exists(f"{new} exists")
+    wanted = os.fsencode(name)
+    with unmounted(image) as device:
+        volume = Volume.open(device, read_only=True)
+        if volume.foreign:
+            raise NotSupported(f"{image} is a foreign volume: it has no snapshots")
+        volume.forest.table.find(wanted)
+        copy = FileDevice.create(new, device.size())
+        try:
+            copy_device(device, copy)
+            snapshots = Snapshots(Volume.open(copy))
+            snapshots.roll_back(wanted, discard=True)
+            snapshots.close()
+        except BaseException:
+            os.unlink(new)
+            raise
+        finally:
+            copy.close()
 
 
 def _show(info: dict[str, Any], as_json: bool) -> None:
