@@ -123,3 +123,75 @@ def test_what_fusermount_refuses_is_said_in_one_line(theirs: Place) -> None:
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"cowfs: cannot mount on {theirs.mountpoint}: ")
     assert "no write access" in line
+
+
+OTHER_SCRIPT = """
+set -eu
+place=$1 user=$2
+as() { id=$1; shift; setpriv --reuid=$id --regid=$id --clear-groups --inh-caps=-all --bounding-set=-all "$@"; }
+cowfs() {
+    setpriv --reuid=$user --regid=$user --clear-groups --inh-caps=-all,+dac_read_search \\
+        --ambient-caps=-all,+dac_read_search --bounding-set=+all "$PYTHON" -m cowfs "$@"
+}
+echo user_allow_other >"$place/fuse.conf"
+[ -e /etc/fuse.conf ] || touch /etc/fuse.conf
+mount --bind "$place/fuse.conf" /etc/fuse.conf
+cowfs mount "$place/volume.img" "$place/mnt" --log "$place/log" -o allow_other
+cd "$place/mnt"
+as $user sh -c 'umask 022; echo shown >public; echo hidden >private; chmod 600 private; mkdir shared; chmod 1777 shared'
+as 1001 cat public
+as 1001 cat private 2>&1 || echo refused private
+as 1001 sh -c 'echo x >>public' 2>&1 || echo refused public
+as 1001 touch new 2>&1 || echo refused new
+as 1001 sh -c 'echo mine >shared/file' && stat -c '%u %g' shared/file
+as 1002 rm -f shared/file 2>&1 || echo refused sticky
+as 1001 sh -c 'echo sync >.cowfs/control' 2>&1 || echo refused command
+cat private
+cd /
+cowfs umount "$place/mnt"
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare of util-linux")
+def test_a_users_mount_for_everybody_keeps_everybodys_permissions(theirs: Place) -> None:
+    """In a mount namespace of its own, in which /etc/fuse.conf has user_allow_other."""
+    theirs.directory.chmod(0o755)
+    command = ["unshare", "--mount", "sh", "-c", OTHER_SCRIPT, "sh", theirs.directory, USER]
+    text = run(*command, env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable}).stdout
+    said = [line for line in text.splitlines() if not line.startswith(("cat:", "sh:", "touch:", "rm:"))]
+    assert said == [
+        "shown",
+        "refused private",
+        "refused public",
+        "refused new",
+        "1001 1001",
+        "refused sticky",
+        "refused command",
+        "hidden",
+    ]
+
+
+def test_a_user_may_share_only_where_the_administrator_lets_him(theirs: Place) -> None:
+    conf = Path("/etc/fuse.conf")
+    lines = conf.read_text().splitlines() if conf.exists() else []
+    allowed = "user_allow_other" in [line.strip() for line in lines]
+    result = cowfs_as_user("mount", theirs.image, theirs.mountpoint, "--log", theirs.log, "-o", "allow_other", ok=False)
+    if allowed:
+        assert result.returncode == 0
+        cowfs_as_user("umount", theirs.mountpoint)
+        return
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "user_allow_other" in line
+
+
+def test_access_lists_and_snapshots_need_no_root(theirs: Place) -> None:
+    mount(theirs)
+    root = theirs.mountpoint
+    as_user("sh", "-c", f"umask 077; mkdir '{root}/d'; setfacl -d -m u:1001:rw '{root}/d'; touch '{root}/d/f'")
+    assert "user:1001:rw-" in as_user("getfacl", "-cnp", root / "d" / "f").stdout
+    cowfs_as_user("snapshot", "create", root, "then")
+    as_user("rm", "-r", root / "d")
+    assert as_user("ls", root / ".cowfs" / "snapshots" / "then").stdout == "d\n"
+    cowfs_as_user("rollback", root, "then")
+    assert as_user("ls", root / "d").stdout == "f\n"
