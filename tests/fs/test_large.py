@@ -93,6 +93,7 @@ def test_many_files(count: int, record_property: Callable[[str, object], None]) 
 # --- link counts ---
 
 
+@pytest.mark.slow
 def test_a_file_has_at_most_65535_names() -> None:
     filesystem = open_filesystem(new_device(64 * MIB))
     ino = filesystem.create(1, b"file", 0o644, CALLER).ino
@@ -105,6 +106,7 @@ def test_a_file_has_at_most_65535_names() -> None:
     close_filesystem(filesystem)
 
 
+@pytest.mark.slow
 def test_a_directory_has_at_most_65533_directories() -> None:
     filesystem = open_filesystem(new_device(512 * MIB))
     parent = filesystem.mkdir(1, b"parent", 0o755, CALLER).ino
@@ -122,6 +124,24 @@ def test_a_directory_has_at_most_65533_directories() -> None:
     filesystem.rmdir(parent, b"9")
     filesystem.mkdir(parent, b"9", 0o755, CALLER)
     close_filesystem(filesystem)
+
+
+def test_link_counts_end_at_65535() -> None:
+    """The counts are set, not reached; the tests marked slow reach them."""
+    filesystem = open_filesystem(new_device())
+    file = filesystem.create(1, b"file", 0o644, CALLER).ino
+    parent = filesystem.mkdir(1, b"parent", 0o755, CALLER).ino
+    for ino in (file, parent):
+        filesystem.setattr(ino, mode=0o755)
+        filesystem.inode(ino).links = f.LINK_COUNT_MAX - 1
+    filesystem.link(file, 1, b"last")
+    refuses(filesystem, lambda: filesystem.link(file, 1, b"one more"))
+    filesystem.mkdir(parent, b"last", 0o755, CALLER)
+    filesystem.mkdir(1, b"moved", 0o755, CALLER)
+    refuses(filesystem, lambda: filesystem.mkdir(parent, b"one more", 0o755, CALLER))
+    refuses(filesystem, lambda: filesystem.rename(1, b"moved", parent, b"moved"))
+    filesystem.rename(1, b"moved", parent, b"last")
+    filesystem.create(parent, b"file", 0o644, CALLER)
 
 
 def refuses(filesystem: Filesystem, operation: Callable[[], object]) -> None:
