@@ -21,7 +21,7 @@ What is reported, sorted by path:
 An object is modified once, under the first of its names; the others are in `links`. Where a new object has the name of one
 of the same type that is gone, in the same directory (as when an editor saves a file, or a directory is made anew), the two
 are compared as if they were one: modified if anything is different, not mentioned if nothing is. Objects without a name
-(unlinked but open) are not mentioned.
+(unlinked but open, or in a tree that is still being copied) are not mentioned.
 
 Cost. Blocks read follow the number of differences, and the size of the directories on the paths that are printed; with one
 exception: the names of a file that changed while the block of its directory that names it did not have to be searched for
@@ -38,13 +38,13 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
 from cowfs.errors import Corrupt, NotFound
 from cowfs.fs.inode import Inode
-from cowfs.fs.paths import Name, Paths, normalised
+from cowfs.fs.paths import NAMELESS, Name, Paths, normalised
 from cowfs.fs.steps import Steps, Watch, finish, sort
 from cowfs.fs.treescan import differing_leaves, split
 from cowfs.fs.xattr import Xattrs
@@ -181,8 +181,10 @@ class _Diff:
         yield from self._resolve()
         replaced = yield from self._find_replaced()
         changes = []
-        for change in self._changes(replaced):
-            if self._concerns(change):
+        for found in self._changes(replaced):
+            unnamed = found.old_path is not None and found.old_path.startswith(NAMELESS)
+            change = replace(found, kind=ChangeKind.ADDED, old_path=None) if unnamed else found
+            if not change.path.startswith(NAMELESS) and self._concerns(change):
                 changes.append(change)
             yield from self._watch.tick()
         return (yield from sort(changes, _order, self._watch))

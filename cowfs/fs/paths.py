@@ -30,6 +30,8 @@ from cowfs.storage.volume import Volume
 Name = tuple[int, bytes]
 """(inode number of the directory, name in it)"""
 
+NAMELESS: Final = b"\0"
+"""How the path of a directory that no name leads to begins: a tree that is being copied, or released."""
 NEAR_LEAVES: Final = 8  # of the inode file, to either side: looked through before the root directory is
 _MODE_HIGH: Final = c.offset_of(f.DiskInode, "mode") + 1  # volumes with snapshots are little-endian
 _DIRECTORY_TYPE: Final = bytes(byte & 0xF0 == 0x40 for byte in range(256))
@@ -75,14 +77,17 @@ class Paths:
     # --- the paths of directories ---
 
     def resolve(self, numbers: Iterable[int]) -> Steps[None]:
-        """Makes the paths of these directories known. Raises Corrupt, DeviceError."""
+        """Makes the paths of these directories known; see NAMELESS. Raises Corrupt, DeviceError."""
         names: dict[int, Name] = {}
         wanted = set(numbers) - self.directories.keys()
         while wanted:
             above: dict[int, set[int]] = {}
             for number in sorted(wanted):
-                parent = self.scan.parent(self._directory(number))
-                above.setdefault(parent, set()).add(number)
+                directory = self._directory(number)
+                if directory.links:
+                    above.setdefault(self.scan.parent(directory), set()).add(number)
+                else:
+                    self.directories[number] = NAMELESS + b"%d" % number
                 yield from self._watch.pause()
             wanted = set()
             for parent, children in sorted(above.items()):

@@ -14,19 +14,18 @@ BASE = (
 
 
 @pytest.mark.parametrize(
-    "script",
+    ("block_size", "script"),
     [
-        "copy /A/foo /B/copy; append /A/foo 100; copy /B/copy /again; sync",
-        "copytree / /B/tree 2; append /B/tree/A/foo 30; sync; unlink /A/foo; commit",
-        "copytree old:/ copy:/all 2; delete old; reclaim; sync; reclaim; commit",
-        "copytree / /t 3; rollback old; sync; reclaim; commit",
-        "copytree / /B/tree 3; copytree /B/tree /twice; rollback old save; sync",
-        "die 9; copytree / /B/tree 1; reclaim; sync; reclaim; reclaim; reclaim; commit",
-        "seal; during copytree / /meanwhile; publish; sync",
+        (512, "copy /A/foo /B/copy; append /A/foo 100; copy /B/copy /again; sync"),
+        (4096, "copytree / /B/tree 2; append /B/tree/A/foo 30; sync; unlink /A/foo; commit"),
+        (512, "copytree old:/ copy:/all 2; delete old; reclaim; sync; reclaim; commit"),
+        (512, "copytree / /t 3; rollback old; sync; reclaim; commit"),
+        (512, "copytree / /B/tree 3; copytree /B/tree /twice; rollback old save; sync"),
+        (512, "die 9; copytree / /B/tree 1; reclaim; sync; reclaim; reclaim; reclaim; commit"),
+        (4096, "seal; during copytree / /meanwhile; publish; sync"),
     ],
 )
-@pytest.mark.parametrize("block_size", [512, 4096])
-def test_power_cuts_while_copying(script: str, block_size: int) -> None:
+def test_power_cuts_while_copying(block_size: int, script: str) -> None:
     judge = Judge(recovery_share=3)
     assert crash_test(script, image_after(BASE, block_size), judge, seed=1, thoroughness=FLEETING)
     print(f"\n{judge.counts}")

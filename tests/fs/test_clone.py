@@ -10,6 +10,7 @@ import pytest
 
 from cowfs.errors import CowfsError, Exists, IsADirectory, NoSpace, NotADirectory, NotFound, ReadOnly, TooManyLinks
 from cowfs.fs import AtimeMode, Attributes, Caller, Filesystem
+from cowfs.fs.diff import diff
 from cowfs.fs.snapshot import Snapshots
 from cowfs.fs.treeclone import TreeClone
 from cowfs.ondisk import format as f
@@ -505,3 +506,28 @@ def test_a_slice_reads_and_keeps_little(trees: Trees) -> None:
     clone.finish()
     trees.unpin(pinned)
     assert clone.copied == 3000
+
+
+def test_a_comparison_passes_over_a_tree_that_is_being_copied(trees: Trees) -> None:
+    live = trees.live
+    top = sample(live)
+    pinned = trees.pin(trees.volume.live)
+    clone = TreeClone(Filesystem(trees.volume, tree=pinned), top, live, 1, b"copy", entries=12)
+    for number in range(3):
+        assert clone.step()
+        trees.create(b"%d" % number)
+    new_file(live, b"new")
+    trees.create(b"later")
+    places = [trees.find(name).place for name in (b"0", b"2", b"later")]
+    first, second, third = (trees.volume.forest.open(place) for place in places)
+    assert list(diff(trees.volume, first, second)) == []
+    assert [change.path for change in diff(trees.volume, second, third)] == [b"new"]
+    assert [change.path for change in diff(trees.volume, third, second)] == [b"new"]
+    while clone.step():
+        pass
+    clone.finish()
+    trees.unpin(pinned)
+    trees.volume.commit()
+    changes = list(diff(trees.volume, third, trees.volume.live))
+    assert b"copy" in [change.path for change in changes]
+    assert not any(change.path.startswith(b"\0") for change in changes)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cowfs.control.host import Offline, finish, pinned
+from cowfs.control.host import Offline, finish
+from cowfs.control.pins import pinned
 from cowfs.errors import NotFound
 from cowfs.fs import Caller, Filesystem
 from cowfs.fs.snapshot import Snapshots
