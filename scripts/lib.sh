@@ -96,6 +96,19 @@ install_missing() {
     ((${#packages[@]} == 0)) || install_packages "${packages[@]}"
 }
 
+# Installs the package of a `command=package` pair where the command is missing and the distribution has the package.
+install_if_there() {
+    local package=${1#*=}
+    command -v "${1%%=*}" >/dev/null && return
+    # The lists of a fresh machine may be empty, so what is not in them is asked for once more.
+    if command -v apt-get >/dev/null && { apt install --simulate "$package" || { apt update &&
+        apt install --simulate "$package"; }; } >/dev/null 2>&1; then
+        install_packages "$package"
+    else
+        say "going on without $package, which cannot be had here"
+    fi
+}
+
 # Makes the virtual environment, and installs the checkout into it, editable. The argument names the extras: `[test]`,
 # or is empty. Does nothing where that was done for this Python and today's pyproject.toml.
 install_cowfs() {
