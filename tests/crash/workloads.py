@@ -142,6 +142,8 @@ ACE_OPERATIONS = (
     "removexattr /A/foo user.x",
     "chmod /A/foo 600",
 )
+ACE_ONLY_SECOND = ("append /A/new 600", "unlink /A/new", "rename /A/new /B/bar", "rmdir /A/sub")
+"""Operations on what another one makes: none of them can be the first."""
 TREES_BASE = f"{ACE_BASE}; snapshot old; write /A/foo 0 600; clone copy"
 """The same, with a snapshot that differs, and a clone."""
 
