@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 import time
@@ -15,7 +14,7 @@ import click
 from cowfs import control
 from cowfs.cli.output import printable, require_mount, show_json, size_text
 from cowfs.cli.target import unmounted
-from cowfs.errors import InvalidArgument, ReadOnly
+from cowfs.errors import InvalidArgument
 from cowfs.fuse import mounts
 
 EXIT_BAD = 4
@@ -72,12 +71,7 @@ def _mountpoint(target: str) -> str | None:
 
 
 def _send(mountpoint: str, word: str, options: dict[str, Any] | None = None) -> control.Reply:
-    try:
-        return control.send(mountpoint, control.Command(("scrub", word), options or {}))
-    except OSError as error:
-        if error.errno == errno.EROFS:
-            raise ReadOnly(f"{mountpoint} is mounted read-only and takes no commands: scrub it unmounted") from error
-        raise
+    return control.send(mountpoint, control.Command(("scrub", word), options or {}))
 
 
 def _follow(mountpoint: str, reply: control.Reply, quiet: bool) -> control.Reply:

@@ -26,7 +26,7 @@ def unmounted(image: str, *, writable: bool = False, place: Place = _WHOLE) -> I
 
     Raises Busy, DeviceError, InvalidArgument; NotAVolume that is raised meanwhile gets to know of partitions.
     """
-    from cowfs.storage.device import FileDevice
+    from cowfs.storage.device import LOCK_SECONDS, FileDevice
     from cowfs.storage.partitions import not_a_volume
 
     found = [mount for mount in mounts.of_image(image) if not mounts.is_dead(mount)]
@@ -34,7 +34,7 @@ def unmounted(image: str, *, writable: bool = False, place: Place = _WHOLE) -> I
         raise Busy(f"{image} is mounted on {found[0].mountpoint}")
     device = FileDevice.open(image, read_only=not writable)
     try:
-        device.lock(exclusive=writable)
+        device.lock(exclusive=writable, timeout=LOCK_SECONDS)  # of a daemon whose mount is gone
         yield place.part_of(device)
     except NotAVolume as error:
         raise (not_a_volume(device, error) if place.whole else error) from None

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from cowfs.fuse.options import MountOptions
     from cowfs.storage.device import FileDevice
 
-LOCK_SECONDS = 10.0
-"""How long a mount waits for a daemon that is just leaving."""
 READY = "cowfs is ready"
 SYSLOG_SOCKET = "/dev/log"
 
@@ -116,6 +114,8 @@ def _open(image: str, *, read_only: bool) -> FileDevice:
 
 def _lock(device: FileDevice, *, exclusive: bool) -> None:
     """Locks the image. Who holds it and has no mount any more is about to leave, and is waited for. Raises Busy."""
+    from cowfs.storage.device import LOCK_SECONDS
+
     try:
         device.lock(exclusive=exclusive)
     except Busy:

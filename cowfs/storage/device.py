@@ -37,6 +37,8 @@ from cowfs.errors import Busy, DeviceError, Exists, InvalidArgument, NotSupporte
 from cowfs.ondisk.records import Buffer
 
 _PIECES_MAX: Final = 1024  # IOV_MAX of Linux
+LOCK_SECONDS: Final = 10.0
+"""How long whoever comes next waits for a daemon that is just leaving."""
 _LOCK_POLL_SECONDS: Final = 0.05
 _DISCARD_ALIGNMENT: Final = 4096  # sectors of block devices are at most this large
 _PAGE_SIZE: Final = 4096  # at least one page of the system's cache is forgotten

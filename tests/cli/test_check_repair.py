@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -179,3 +180,16 @@ def test_what_is_no_volume(run: Run, tmp_path: Path) -> None:
     zeros.write_bytes(bytes(2 << 20))
     one_line(run(zeros, "--repair"), 8, "not a cowfs or qnx6 volume")
     one_line(run(tmp_path / "missing", "--repair"), 8, "No such file")
+
+
+def test_it_waits_for_who_is_just_leaving(run: Run, image: Path) -> None:
+    """The mount is gone, the daemon not quite: it still has its lock."""
+    daemon = FileDevice.open(image, read_only=False)
+    daemon.lock(exclusive=True)
+    leaving = threading.Timer(0.5, daemon.close)
+    leaving.start()
+    try:
+        code, out, _ = run(image)
+    finally:
+        leaving.join()
+    assert (code, "clean" in out) == (0, True)

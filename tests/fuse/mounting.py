@@ -18,7 +18,7 @@ from cowfs.check import check_device
 from cowfs.errors import CowfsError
 from cowfs.fuse import daemon, mounts
 from cowfs.ondisk.geometry import geometry_for_size
-from cowfs.storage.device import FileDevice
+from cowfs.storage.device import LOCK_SECONDS, FileDevice
 from cowfs.storage.mkvolume import make_volume
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -140,7 +140,7 @@ class Place:
         """The checker's last line, after it found nothing wrong."""
         device = FileDevice.open(self.image, read_only=True)
         try:
-            device.lock(exclusive=False)
+            device.lock(exclusive=False, timeout=LOCK_SECONDS)  # threads of a killed daemon outlive it for a moment
             report = check_device(device)
         finally:
             device.close()

@@ -18,6 +18,7 @@ import trio
 from cowfs.errors import Corrupt, DeviceError, NoSpace, SpaceShort
 from cowfs.fs import Filesystem, acl
 from cowfs.fs.snapshot import Snapshots
+from cowfs.fs.steps import Steps, finish
 from cowfs.fuse import convert, lost, operations
 from cowfs.fuse.commits import CommitScheduler
 from cowfs.fuse.control_file import DIRECTORY_NODE, FILE_NODE
@@ -91,6 +92,10 @@ class Door:
         result = operation()
         self.operations.trees.exchange()
         return result
+
+    async def work(self, steps: Steps[Any]) -> Any:
+        """Computes it in one go."""
+        return finish(steps)
 
     async def flush_dirty_pages(self) -> None:
         """There is no kernel."""
