@@ -16,7 +16,7 @@ OPERATIONS = ("create", "rollback", "delete")
 
 def filled(files: int, snapshots: int) -> tuple[MemoryDevice, Snapshots]:
     """A volume with so many files in directories of 100, and so many snapshots."""
-    device = new_device(256 * MIB, BLOCK)
+    device = new_device(max(256, files // 100) * MIB, BLOCK)
     trees = Snapshots(Volume.open(device))
     live = trees.live
     directory = 1
