@@ -13,6 +13,9 @@ from cowfs.storage.mkvolume import make_volume
 from cowfs.storage.volume import Volume
 
 MIB = 1 << 20
+Outcome = tuple[int, str, str]
+"""Of a command: exit code, standard output, standard error."""
+Run = Callable[..., Outcome]
 START = 1_700_000_000_123_456_789
 """When the volumes of tests are formatted: nanoseconds since 1970."""
 

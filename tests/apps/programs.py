@@ -18,10 +18,10 @@ def needs(*programs: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
 
 
-def describe(root: Path) -> dict[str, Any]:
+def describe(root: Path, *, untouched: bool = False) -> dict[str, Any]:
     """Everything that a tree consists of: types, modes, owners, times, links, contents, extended attributes.
 
-    Directories have no time here: what happens in them moves it.
+    Directories have a time, and everything a number of links, only if `untouched`: what happens in them moves them.
     """
     found: dict[str, Any] = {}
     links: dict[int, str] = {}
@@ -38,11 +38,12 @@ def describe(root: Path) -> dict[str, Any]:
             elif stat.S_ISLNK(status.st_mode):
                 contents = os.readlink(path)
             first = links.setdefault(status.st_ino, relative) if status.st_nlink > 1 else relative
-            moment = None if stat.S_ISDIR(status.st_mode) else status.st_mtime_ns
+            moment = status.st_mtime_ns if untouched or not stat.S_ISDIR(status.st_mode) else None
+            count = status.st_nlink if untouched else None
             names = sorted(os.listxattr(path, follow_symlinks=False))
             attributes = {each: os.getxattr(path, each, follow_symlinks=False) for each in names}
             owner = status.st_uid, status.st_gid
-            found[relative] = (status.st_mode, owner, moment, contents, attributes, first)
+            found[relative] = (status.st_mode, owner, moment, contents, attributes, first, count)
     return found
 
 

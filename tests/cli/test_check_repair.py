@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import stat
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import MIB, close_filesystem, new_device, open_filesystem
+from support import MIB, Outcome, Run, close_filesystem, new_device, open_filesystem
 
 from cowfs.check import check_device
 from cowfs.cli import program
@@ -21,8 +20,6 @@ from cowfs.storage.volume import Volume
 
 ME = Caller()
 CONTENTS = b"contents of the file " * 300
-Outcome = tuple[int, str, str]
-Run = Callable[..., Outcome]
 
 
 @pytest.fixture
@@ -163,7 +160,10 @@ def test_options_of_a_repair_want_it(run: Run, image: Path, words: list[str]) ->
     one_line(run(image, *words), 2, "--repair")
 
 
-def test_a_repair_wants_the_image_for_itself(run: Run, image: Path, tmp_path: Path) -> None:
+def test_a_repair_wants_the_image_for_itself(
+    run: Run, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cowfs.storage.device.LOCK_SECONDS", 0.1)
     damage(image, b"contents", b"contantr")
     device = FileDevice.open(image, read_only=True)
     device.lock(exclusive=False)

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
+from support import Outcome, Run
 
 from cowfs import __version__, control
 from cowfs.cli import program
@@ -53,21 +53,6 @@ COMMANDS = (
     "umount",
 )
 UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
-
-Outcome = tuple[int, str, str]
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command: (exit code, standard output, standard error)."""
-
-    def call(*words: object) -> Outcome:
-        code = program.run([str(word) for word in words])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture
@@ -198,7 +183,8 @@ def test_all_of_it_works_on_a_read_only_file_and_changes_nothing(run: Run, image
     assert (image.read_bytes(), image.stat().st_mtime_ns) == before
 
 
-def test_an_image_in_use_is_left_alone(run: Run, image: Path) -> None:
+def test_an_image_in_use_is_left_alone(run: Run, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cowfs.storage.device.LOCK_SECONDS", 0.1)
     device = FileDevice.open(image, read_only=False)
     device.lock(exclusive=True)
     try:

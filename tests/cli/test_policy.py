@@ -5,34 +5,18 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import Run
 
 from cowfs.check import check_device
-from cowfs.cli import program
 from cowfs.control.host import Offline, finish
 from cowfs.fs.snapshot import Snapshots
 from cowfs.ondisk.geometry import geometry_for_size
 from cowfs.storage.device import FileDevice
 from cowfs.storage.mkvolume import make_volume
 from cowfs.storage.volume import Volume
-
-Outcome = tuple[int, str, str]
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command: (exit code, standard output, standard error)."""
-
-    def call(*words: object) -> Outcome:
-        code = program.run([str(word) for word in words])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture

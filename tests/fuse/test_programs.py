@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from mounting import Place, cowfs, run
+from programs import describe
 
 pytestmark = pytest.mark.fuse
 
@@ -60,37 +60,15 @@ def walk_sources() -> Iterator[tuple[str, os.stat_result]]:
                     yield path, status
 
 
-def describe(root: Path) -> dict[str, Any]:
-    """Everything that a tree consists of: contents, and all attributes that unpacking sets."""
-    found: dict[str, Any] = {}
-    links: dict[int, str] = {}
-    for directory, directories, files in os.walk(root):
-        directories.sort()
-        for name in directories + sorted(files):
-            path = os.path.join(directory, name)
-            status = os.lstat(path)
-            relative = os.path.relpath(path, root)
-            contents: object = None
-            if stat.S_ISREG(status.st_mode):
-                with open(path, "rb") as file:
-                    contents = hashlib.file_digest(file, "sha256").hexdigest(), status.st_size
-            elif stat.S_ISLNK(status.st_mode):
-                contents = os.readlink(path)
-            first = links.setdefault(status.st_ino, relative) if status.st_nlink > 1 else relative
-            mtime = status.st_mtime_ns
-            found[relative] = (status.st_mode, status.st_uid, status.st_gid, mtime, contents, status.st_nlink, first)
-    return found
-
-
 def test_a_large_tree_is_the_same_after_the_next_mount(place: Place, tree: tuple[Path, Path]) -> None:
     root, archive = tree
     place.make(1024)
     place.mount()
     run("tar", "-C", place.mountpoint, "--numeric-owner", "-xpf", archive)
-    wanted = describe(root)
+    wanted = describe(root, untouched=True)
     assert sum(stat.S_ISREG(entry[0]) for entry in wanted.values()) > TREE_FILES_MIN
     place.remount()
-    found = describe(place.mountpoint)
+    found = describe(place.mountpoint, untouched=True)
     assert found.keys() == wanted.keys()
     assert [name for name in wanted if found[name] != wanted[name]] == []
 
