@@ -241,7 +241,8 @@ def test_the_image_is_not_touched(
     assert {path.name for path in tmp_path.iterdir()} <= {"qnx.img", "copy"}
 
 
-def test_an_image_that_is_being_written_is_left_alone(run: Run, image: Path) -> None:
+def test_an_image_that_is_being_written_is_left_alone(run: Run, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cowfs.storage.device.LOCK_SECONDS", 0.1)
     with open(image, "rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         code, _, err = run("ls", image)
