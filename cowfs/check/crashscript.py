@@ -38,7 +38,7 @@ from typing import Final
 
 from cowfs.check.crashdevice import RecordingDevice
 from cowfs.check.crashtest import Ended, Synced, TreeState, WatchedVolume, observe, open_watched
-from cowfs.errors import CowfsError, CrossTree, InvalidArgument, NoSpace, NotFound, SpaceShort
+from cowfs.errors import CowfsError, CrossTree, InvalidArgument, NoSpace, NotFound, ReadOnly, SpaceShort
 from cowfs.fs import RENAME_EXCHANGE, Caller, Filesystem
 from cowfs.fs.snapshot import Snapshots
 from cowfs.fs.treeclone import TreeClone
@@ -125,7 +125,7 @@ class ScriptRun:
             self._with_space(action)
         except CowfsError as error:
             self.refused[error.errno] += 1
-            if self._strict or error.errno in FATAL:
+            if self._strict or self._is_fatal(error):
                 raise
         except Killed:
             self.performed["killed"] += 1
@@ -133,6 +133,10 @@ class ScriptRun:
             self.reopen()
         else:
             self.performed[word] += 1
+
+    def _is_fatal(self, error: CowfsError) -> bool:
+        """Whether a failure is one of the volume, and not of a step that makes no sense, as writing into a snapshot."""
+        return error.errno in FATAL and not (isinstance(error, ReadOnly) and not self.trees.volume.read_only)
 
     def _action(self, step: str) -> Callable[[], object]:
         word, *arguments = step.split()
@@ -267,7 +271,7 @@ class ScriptRun:
             self._during.append(step)
         except CowfsError as error:
             self.refused[error.errno] += 1
-            if error.errno in FATAL:
+            if self._is_fatal(error):
                 raise
         else:
             self.performed["during"] += 1

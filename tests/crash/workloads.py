@@ -24,6 +24,7 @@ from cowfs.errors import (
     NotEmpty,
     NotFound,
     NotPermitted,
+    ReadOnly,
 )
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage import blockio
@@ -83,6 +84,10 @@ def crash_test(
         run.run(script)
     except (NotFound, Exists, NotADirectory, IsADirectory, NotEmpty, InvalidArgument, NoAttribute, NotPermitted):
         return False
+    except ReadOnly:
+        if run.trees.volume.read_only:
+            raise
+        return False  # a snapshot cannot be written
     if run.refused:  # a step that was to happen meanwhile
         return False
     run.stop()
