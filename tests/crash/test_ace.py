@@ -76,6 +76,11 @@ def test_seeded_sequences_with_snapshots() -> None:
     assert run(scripts, TREES_BASE, FLEETING, Judge(recovery_share=1), SEEDED_WITH_TREES) == SEEDED_WITH_TREES
 
 
+@pytest.mark.parametrize("script", ["append new:/A/foo 900", "seal; during append new:/A/foo 900; publish"])
+def test_writing_into_a_snapshot_makes_no_sense(script: str) -> None:
+    assert not crash_test(f"snapshot new; {script}; commit", image_after(TREES_BASE), Judge())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("first", ACE_OPERATIONS)
