@@ -17,18 +17,9 @@ from cowfs.export.contents import data_of
 from cowfs.export.names import shown
 from cowfs.export.walk import OnProblem, Visit, walk
 from cowfs.fs import Filesystem
-from cowfs.fs.attributes import NANOSECONDS, Attributes
+from cowfs.fs.attributes import NANOSECONDS, Attributes, type_name
 
 ALGORITHMS: Final = ("sha256", "sha512", "sha1", "md5", "blake2b")
-_NAMES: Final = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFCHR: "character device",
-    stat.S_IFBLK: "block device",
-}
 _BODYFILE_TYPES: Final = {
     stat.S_IFREG: "r",
     stat.S_IFDIR: "d",
@@ -38,11 +29,6 @@ _BODYFILE_TYPES: Final = {
     stat.S_IFCHR: "c",
     stat.S_IFBLK: "b",
 }
-
-
-def type_name(mode: int) -> str:
-    """The type of a file in words."""
-    return _NAMES[stat.S_IFMT(mode)]
 
 
 def target_of(filesystem: Filesystem, attributes: Attributes) -> bytes | None:

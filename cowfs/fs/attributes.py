@@ -15,10 +15,24 @@ RENAME_EXCHANGE: Final = 2
 XATTR_CREATE: Final = 1
 XATTR_REPLACE: Final = 2
 
+_TYPE_NAMES: Final = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+}
 _MINOR_LOW_BITS: Final = 8
 _MINOR_LOW_MASK: Final = 0xFF
 _MAJOR_MAX: Final = 0xFFF
 _MINOR_MAX: Final = 0xFFFFF
+
+
+def type_name(mode: int) -> str:
+    """The type of a file in words."""
+    return _TYPE_NAMES[stat.S_IFMT(mode)]
 
 
 class AtimeMode(enum.Enum):

@@ -43,6 +43,7 @@ from enum import StrEnum
 from typing import Final
 
 from cowfs.errors import Corrupt, NotFound
+from cowfs.fs.attributes import type_name
 from cowfs.fs.inode import Inode
 from cowfs.fs.paths import NAMELESS, Name, Paths, normalised
 from cowfs.fs.steps import Steps, Watch, finish, sort
@@ -52,15 +53,6 @@ from cowfs.ondisk import format as f
 from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Volume
 
-TYPES: Final = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFCHR: "character device",
-    stat.S_IFBLK: "block device",
-}
 _PERMISSIONS: Final = 0o7777
 _CONTENTS: Final = frozenset({"content", "size", "device"})  # fields whose difference is no metadata
 
@@ -428,7 +420,7 @@ class _Diff:
             if self._same_directory(lost[path], gained[path], replaced):
                 del lost[path], gained[path]
         old, new = sorted(lost, key=_words), sorted(gained, key=_words)
-        kind = _type(self._new.inodes.get(number, "a directory entry").mode)
+        kind = type_name(self._new.inodes.get(number, "a directory entry").mode)
         partners[number] = dict(zip(new, old, strict=False))
         for path, old_path in partners[number].items():
             self._touch(old_path, path)
@@ -447,12 +439,12 @@ class _Diff:
             path = self._old.path(name)
             if path not in same:
                 self._touch(path, None)
-                yield Change(ChangeKind.REMOVED, path, _type(self._gone[number]), number)
+                yield Change(ChangeKind.REMOVED, path, type_name(self._gone[number]), number)
         for name, number in self._added:
             path = self._new.path(name)
             if path not in same:
                 self._touch(None, path)
-                yield Change(ChangeKind.ADDED, path, _type(self._fresh[number]), number)
+                yield Change(ChangeKind.ADDED, path, type_name(self._fresh[number]), number)
 
     def _replacements(self, replaced: Replaced) -> Iterator[Change]:
         """The differences between what is gone and what took its place."""
@@ -496,17 +488,13 @@ class _Diff:
         if fields:
             kind = ChangeKind.MODIFIED if _CONTENTS & set(fields) else ChangeKind.METADATA
             where = None if old_path == path else old_path
-            yield Change(kind, path or b".", _type(inode.mode), inode.number, where, tuple(paths[1:]), fields)
+            yield Change(kind, path or b".", type_name(inode.mode), inode.number, where, tuple(paths[1:]), fields)
 
     def _touch(self, old_path: bytes | None, path: bytes | None) -> None:
         """Names came or went: the times of the directories above them follow."""
         for one, paths in zip((old_path, path), self._touched, strict=True):
             if one is not None:
                 paths.add(one.rpartition(b"/")[0])
-
-
-def _type(mode: int) -> str:
-    return TYPES[stat.S_IFMT(mode)]
 
 
 def _words(path: bytes) -> list[bytes]:
