@@ -97,6 +97,12 @@ class Core:
             self._late_orphans.add(ino)
             self.free_orphans()
 
+    def unhold_all(self) -> None:
+        """All users are gone: with the mount, whose last forgets the kernel need not send. What they kept can be freed."""
+        if self._orphans is not None:
+            self._late_orphans.update(ino for ino in self._users if ino in self._orphans)
+        self._users.clear()
+
     def users(self, ino: int) -> int:
         """How many users an inode has."""
         return self._users.get(ino, 0)

@@ -331,7 +331,8 @@ class Filesystem(CloneOperations):
             self._write_late_atimes()
 
     def close(self) -> None:
-        """`finish`, and the volume is settled; the device stays open."""
+        """The end of all use: `finish`, and the volume is settled; the device stays open."""
+        self.unhold_all()
         self.finish()
         self.volume.settle()
 

@@ -269,9 +269,9 @@ class Snapshots:
 
     def close(self) -> None:
         """A clean end: writes back all trees and settles the volume; the device stays open."""
-        for filesystem in self._filesystems.values():
+        for filesystem in [*self._filesystems.values(), self.live]:
+            filesystem.unhold_all()
             filesystem.finish()
-        self.live.finish()
         if not self.volume.read_only:
             self.volume.drop_pins()
         self.live.close()

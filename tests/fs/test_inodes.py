@@ -216,6 +216,26 @@ def test_orphans_of_a_crash_are_freed_at_the_next_mount() -> None:
     assert after.files - after.files_free == free.files - free.files_free
 
 
+def test_a_clean_end_frees_what_the_kernel_forgot_to_forget() -> None:
+    """An unmount may swallow the last forgets; the users that they would have taken away are gone all the same."""
+    device = new_device()
+    with filesystem_on(device) as filesystem:
+        kept = create(filesystem, b"kept")
+        filesystem.hold(kept)
+        before = filesystem.statfs()
+        ino = create(filesystem, b"f")
+        filesystem.write(ino, 0, b"x" * 5000)
+        filesystem.hold(ino, 2)
+        filesystem.unlink(1, b"f")
+    filesystem = open_filesystem(device, read_only=True)
+    with pytest.raises(Stale):
+        filesystem.getattr(ino)
+    assert filesystem.getattr(kept).links == 1
+    after = filesystem.statfs()
+    assert after.files - after.files_free == before.files - before.files_free
+    assert after.free >= before.free
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_list_on_the_disk_is_right_at_every_commit(seed: int) -> None:
     choose = random.Random(seed)
