@@ -1,12 +1,13 @@
 """Bounded exhaustive workloads: every sequence of few operations on two files in two directories, in the manner of ACE.
 
-In the ordinary run: all sequences of one operation, and seeded ones of two or three. All sequences of two, each image that
-could be made: `pytest -m slow -rP tests/crash/test_ace.py` (an hour or two; `-n 2` shares it out, `-rP` says how many).
+In the ordinary run: all sequences of one operation, and seeded ones of two or three. Among the slow tests: an eighth of all
+sequences of two. All of them: `pytest -n 2 -m exhaustive -rP tests/crash/test_ace.py` (an hour or two; `-rP` says how many).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain, islice
 
 import pytest
 from workloads import (
@@ -27,6 +28,7 @@ from workloads import (
 from cowfs.check.crashdevice import Thoroughness
 from cowfs.check.crashtest import Judge
 
+SHARE = 8
 SEEDED = 250
 SEEDED_WITH_TREES = 50
 THOROUGH = Thoroughness(near_misses=12, tears=1)
@@ -82,6 +84,29 @@ def test_writing_into_a_snapshot_makes_no_sense(script: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("part", range(8))
+def test_an_eighth_of_all_sequences_of_two_operations(part: int) -> None:
+    """Another eighth of the second operations for each first one, so that each operation comes first and second."""
+    scripts = chain.from_iterable(
+        islice(ace_2(first), (number + part) % SHARE, None, SHARE)
+        for number, first in enumerate(ACE_OPERATIONS)
+        if number % 8 == part
+    )
+    assert run(scripts, ACE_BASE, THOROUGH, Judge(recovery_share=1)) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_an_eighth_of_all_sequences_of_two_operations_with_snapshots() -> None:
+    scripts = chain.from_iterable(
+        islice(ace_2(first, TREES_OPERATIONS), number % SHARE, None, SHARE)
+        for number, first in enumerate(TREES_OPERATIONS)
+    )
+    assert run(scripts, TREES_BASE, THOROUGH, Judge(recovery_share=1)) > 50
+
+
+@pytest.mark.exhaustive
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("first", ACE_OPERATIONS)
 def test_all_sequences_of_two_operations(first: str) -> None:
@@ -89,7 +114,7 @@ def test_all_sequences_of_two_operations(first: str) -> None:
     assert bool(done) == (first not in ACE_ONLY_SECOND)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("first", TREES_OPERATIONS)
 def test_all_sequences_of_two_operations_with_snapshots(first: str) -> None:

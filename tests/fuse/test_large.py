@@ -12,7 +12,7 @@ from mounting import Place
 
 pytestmark = pytest.mark.fuse
 
-LARGE = pytest.param(1_000_000, marks=[pytest.mark.large, pytest.mark.timeout(7200)])
+LARGE = pytest.param(1_000_000, marks=[pytest.mark.exhaustive, pytest.mark.timeout(7200)])
 RESIDENT_MAX_MEBIBYTES = 512
 
 
@@ -22,7 +22,7 @@ def resident_peak(pid: int) -> int:
     return int(text.split("VmHWM:")[1].split()[0]) >> 10
 
 
-@pytest.mark.parametrize("count", [20_000, LARGE])
+@pytest.mark.parametrize("count", [20_000, pytest.param(200_000, marks=pytest.mark.large), LARGE])
 def test_a_large_directory(place: Place, count: int) -> None:
     place.make(64 + count // 300)
     place.mount()
