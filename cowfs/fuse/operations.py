@@ -279,7 +279,7 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        """The value of one. The kernel asks for security.capability before each write(2)."""
+        """The value of one. Older kernels ask for security.capability before each write(2)."""
         tree, ino = self._xattr_place(inode)
         return tree.getxattr(ino, name)
 

@@ -14,6 +14,7 @@ import trio
 from cowfs.fuse.handshake import (
     FUSE_DIRECT_IO_ALLOW_MMAP,
     FUSE_DONT_MASK,
+    FUSE_HANDLE_KILLPRIV_V2,
     FUSE_INIT,
     FUSE_INIT_EXT,
     FUSE_POSIX_ACL,
@@ -118,8 +119,18 @@ def test_what_agrees_to_no_lists_stays(reply: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "flags2", "asked"), [(FUSE_INIT_EXT, FUSE_DIRECT_IO_ALLOW_MMAP, True), (0, ~0, False), (~0, 3, False)]
+    ("flags", "flags2", "asked"),
+    [
+        (FUSE_INIT_EXT, FUSE_DIRECT_IO_ALLOW_MMAP, True),
+        (0, ~0, False),
+        (~FUSE_HANDLE_KILLPRIV_V2, 3, False),
+    ],
 )
 def test_maps_past_the_cache_are_asked_for_where_they_are_offered(flags: int, flags2: int, asked: bool) -> None:
     wanted = answer(2 | FUSE_INIT_EXT, 1 | FUSE_DIRECT_IO_ALLOW_MMAP) if asked else answer(2, 1)
     assert improved(request(FUSE_INIT, flags, flags2), answer(2, 1)) == wanted
+
+
+@pytest.mark.parametrize(("flags", "added"), [(FUSE_HANDLE_KILLPRIV_V2, FUSE_HANDLE_KILLPRIV_V2), (0, 0)])
+def test_the_kernel_remembers_what_has_no_capabilities_where_it_can(flags: int, added: int) -> None:
+    assert improved(request(FUSE_INIT, flags), answer(2)) == answer(2 | added)

@@ -302,6 +302,20 @@ def test_setuid_stays_with_roots_write(folder: Path) -> None:
     assert path.stat().st_mode & 0o7777 == 0o4755
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a program capabilities")
+def test_capabilities_go_with_a_write(folder: Path) -> None:
+    """The kernel asks for them once, not before each write(2), and must notice when a file gets some."""
+    name, value = "security.capability", bytes.fromhex("0100000200040000000000000000000000000000")
+    path = folder / "file"
+    for _ in range(2):
+        path.write_bytes(b"program")
+        os.setxattr(path, name, value)
+        with open(path, "r+b") as file:
+            file.write(b"P")
+        with pytest.raises(OSError, match="No data available"):
+            os.getxattr(path, name)
+
+
 def test_proc_mounts_shows_image_and_type(place: Place) -> None:
     directory = place.directory / "a, b\\c \N{SNOWMAN}"
     directory.mkdir()
