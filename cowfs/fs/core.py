@@ -121,7 +121,10 @@ class Core:
         self.inodes = _Gone()  # type: ignore[assignment]
 
     def free_orphans(self) -> None:
-        """Frees the orphans without users; what there is no space for waits for the next call, or mount."""
+        """Frees the orphans without users; what there is no space for waits for the next call, or mount.
+
+        What cannot be read waits for the next mount, and keeps no other from being freed. Raises DeviceError.
+        """
         orphans = self._orphans
         while self._late_orphans and orphans is not None and not self.volume.read_only:
             number = next(iter(self._late_orphans))
@@ -129,6 +132,8 @@ class Core:
                 self._free_orphan(orphans, number)
             except NoSpace:
                 return
+            except Corrupt as error:
+                self._note(f"orphan {number} stays: {error}")
             self._late_orphans.discard(number)
 
     def _free_orphan(self, orphans: OrphanList, number: int) -> None:

@@ -53,6 +53,7 @@ class Xattrs:
         self._trees = volume.trees
         self._order = volume.geometry.order
         self._inodes = inodes
+        self._note = volume.notes.append
 
     # --- reading ---
 
@@ -139,13 +140,23 @@ class Xattrs:
         inode.xattr_index = None
 
     def drop(self, inode: Inode) -> None:
-        """Removes all attributes of a writable inode."""
-        if inode.xattr_inode:
+        """Removes all attributes of a writable inode.
+
+        Damage must not keep their inode from being removed: a hidden inode that cannot be found stays allocated, and `check`
+        finds it.
+        """
+        if not inode.xattr_inode:
+            return
+        try:
             hidden = self._hidden(inode)
-            self._trees.drop_all(self._inodes.make_writable(hidden))
+            token = self._inodes.make_writable(hidden)
+        except Corrupt as error:
+            self._note(f"the space of extended attributes stays allocated: {error}")
+        else:
+            self._trees.drop_all(token)
             self._inodes.release(hidden)
-            inode.xattr_inode = 0
-            inode.xattr_index = None
+        inode.xattr_inode = 0
+        inode.xattr_index = None
 
     # --- the bytes ---
 

@@ -369,6 +369,43 @@ def test_values_that_cannot_be_are_damage() -> None:
         create(filesystem, b"another")
 
 
+def test_attributes_that_are_lost_do_not_keep_their_file() -> None:
+    """Removing it is no reason for a volume to turn read-only."""
+    filesystem, ino = spoiled(lambda inode: setattr(inode, "xattr_inode", 77))
+    with pytest.raises(Corrupt):
+        filesystem.listxattr(ino)
+    filesystem.unlink(1, b"f")
+    assert not filesystem.volume.read_only
+    assert any("extended attributes" in note for note in filesystem.volume.notes)
+    with pytest.raises(Stale):
+        filesystem.getattr(ino)
+    close_filesystem(filesystem)
+
+
+def test_an_orphan_that_cannot_be_freed_keeps_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = new_device(MIB)
+    filesystem = open_filesystem(device)
+    names = [b"orphan %d" % number for number in range(4)]
+    inos = [create(filesystem, name) for name in names]
+    for ino, name in zip(inos, names, strict=True):
+        filesystem.hold(ino)
+        filesystem.unlink(1, name)
+    find = filesystem.inodes.find
+    monkeypatch.setattr(filesystem.inodes, "find", lambda ino: raise_damage() if ino == inos[0] else find(ino))
+    for ino in inos:
+        filesystem.unhold(ino)
+    filesystem.sync()
+    assert any(f"orphan {inos[0]} stays" in note for note in filesystem.volume.notes)
+    for ino in inos[1:]:
+        with pytest.raises(Stale):
+            filesystem.getattr(ino)
+    close_filesystem(open_filesystem(device))  # which tries again
+
+
+def raise_damage() -> f.DiskInode:
+    raise Corrupt("the test says so")
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_random_bytes_never_hang_or_crash(seed: int) -> None:
     """Inodes and directories with random bytes changed: only a CowfsError may come of it, at once."""
