@@ -107,6 +107,8 @@ class CloneOperations(ReleaseOperations):
         `known`: the copy of an inode that has been copied under another name. Returns the number of the copy. Raises
         NoSpace, SpaceShort, TooManyLinks, Corrupt, each before anything changes.
         """
+        if known is None and inode.is_directory and where.links >= f.LINK_COUNT_MAX:
+            raise TooManyLinks  # only damage has so many in one directory
         holder = source.xattrs.holder(inode) if known is None else None
         block = self._name_block(source, entry)
         self._trees.check_share(_roots(inode, holder) if known is None else (), () if block is None else (block,))
@@ -134,7 +136,7 @@ class CloneOperations(ReleaseOperations):
         orphans = self._orphans
         assert orphans is not None
         self._check_new(directory, name)
-        if where.links >= f.LINK_COUNT_MAX:
+        if max(where.links + 1, 2 + subdirectories) > f.LINK_COUNT_MAX:
             raise TooManyLinks
         with self.volume.operation():
             self._admit(name_cost(self.tree, 2, where) + orphan_cost(self.tree, orphans.levels))

@@ -64,7 +64,7 @@ class ReleaseOperations(NameOperations):
             self._doomed.remove(number)
             return
         child = self.inodes.get(directory.number(last), f"directory {number}")
-        full = child.is_directory and len(self.directories.open(child)) > DOTS
+        full = child.is_directory and self._is_full(child, number)
         with self.volume.operation():
             self._admit(self._removal_cost(inode), Tier.REMOVE)
             now = self._now()
@@ -75,6 +75,15 @@ class ReleaseOperations(NameOperations):
                 self._doom(child)
             else:
                 self._drop_link(child, now)
+
+    def _is_full(self, child: Inode, number: int) -> bool:
+        """Whether a directory in directory `number` has entries. Raises Corrupt for one that hangs elsewhere as well."""
+        directory = self.directories.open(child)
+        if directory.number(1) != number:
+            raise Corrupt(
+                f"directory {child.number}, which it names, hangs elsewhere", wanted=number, found=directory.number(1)
+            )
+        return len(directory) > DOTS
 
     def _doom(self, child: Inode) -> None:
         """A directory with entries lost its name: it is released next."""

@@ -397,6 +397,49 @@ def test_what_a_crash_leaves_of_a_copy_is_released_in_slices(slices: int) -> Non
     trees.end()
 
 
+def test_releasing_a_tree_spares_what_hangs_elsewhere_as_well() -> None:
+    """An entry of a broken off copy that leads into the tree of somebody, by damage: nothing of it is taken apart."""
+    device = new_device(64 * MIB)
+    trees = Trees(device)
+    live = trees.live
+    top = sample(live)
+    victim = live.mkdir(1, b"victim", 0o755, Caller()).ino
+    new_file(live, b"file", b"contents", victim)
+    before = contents(live, 1)
+    pinned = trees.pin(trees.volume.live)
+    clone = TreeClone(Filesystem(trees.volume, tree=pinned), top, live, 1, b"copy", entries=3)
+    assert clone.step()
+    assert clone._root is not None
+    copy = clone._root.copy
+    with trees.volume.operation():
+        live.directories.add(copy, live.inodes.make_writable(copy), b"damage", victim)
+    clone.abandon()
+    while live.release_slice():
+        pass
+    assert contents(live, 1) == before
+    assert any("hangs elsewhere" in note for note in trees.volume.notes)
+    assert not trees.volume.read_only
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_directory_with_too_many_subdirectories_is_not_copied(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only damage makes one; a link count that has no place in an inode must not be met when a commit is sealed."""
+    device = new_device(64 * MIB)
+    trees = Trees(device)
+    top = above = trees.live.mkdir(1, b"top", 0o755, Caller()).ino
+    for _ in range(depth):
+        above = trees.live.mkdir(above, b"below", 0o755, Caller()).ino
+    for number in range(8):
+        trees.live.mkdir(above, b"%d" % number, 0o755, Caller())
+    monkeypatch.setattr(f, "LINK_COUNT_MAX", 9)
+    with pytest.raises(TooManyLinks):
+        trees.clone_tree(top, b"copy")
+    assert not trees.volume.read_only
+    monkeypatch.undo()
+    trees.free()
+    trees.end()
+
+
 def test_a_deep_tree_is_copied_and_released(trees: Trees) -> None:
     live = trees.live
     top = at = live.mkdir(1, b"deep", 0o755, Caller()).ino
