@@ -25,6 +25,7 @@ from cowfs.fs.attributes import NANOSECONDS, AtimeMode
 from cowfs.fs.automatic import AutomaticSnapshots
 from cowfs.fs.clock import file_time
 from cowfs.fs.filesystem import Filesystem
+from cowfs.fs.orphans import OrphanList
 from cowfs.fs.steps import TICKS, Steps, Watch, sort
 from cowfs.ondisk import format as f
 from cowfs.storage.forest import TREE_COST
@@ -170,9 +171,8 @@ class Snapshots:
 
     def _create(self, name: bytes, description: bytes, flags: int, source: Tree | int, now: int) -> SnapshotInfo:
         self._check(name, description)
+        self._make_ready(self.volume.forest.take_cost)
         with self.volume.operation():
-            self.volume.admit(self.volume.forest.take_cost)
-            self._write_back()
             place, record = self.volume.forest.take(name, description, flags=flags, source=source, created=max(now, 0))
         self.automatic.note(place, record)
         return _info(place, record)
@@ -180,12 +180,14 @@ class Snapshots:
     def delete(self, names: Sequence[bytes]) -> list[SnapshotInfo]:
         """Deletes all of these, or, where one cannot be, none: what only they held is dropped by reclaim.
 
-        Raises NotFound, NotPermitted for a protected one, SpaceShort. NoSpace only for several: one alone always can be.
+        Raises NotFound, NotPermitted for a protected one, SpaceShort, Corrupt, DeviceError, before anything changes. NoSpace
+        only for several: one alone always can be.
         """
         infos = self.deletable(names)
+        self._make_ready(self._drop_cost(len(infos)), Tier.SYSTEM)
         with self.volume.operation():
-            self.volume.admit(self._drop_cost(len(infos)), Tier.SYSTEM)
-            self._write_back()
+            for info in infos:
+                self.volume.forest.check_drop(info.place)
             for info in infos:
                 self._forget(info.id)
                 self.mentioned.pop(info.id, None)
@@ -237,9 +239,8 @@ class Snapshots:
     def pin_all(self, trees: Sequence[Tree], *, before: Callable[[], None] = lambda: None) -> list[Tree]:
         """`pin` of several trees at the same moment; `before` is called right before, when nothing is short any more."""
         self.volume.check_writable()
+        self._make_ready(TREE_COST * max(len(trees), 1), Tier.SYSTEM)
         with self.volume.operation():
-            self.volume.admit(TREE_COST * max(len(trees), 1), Tier.SYSTEM)
-            self._write_back()
             before()
             return [self.volume.forest.pin(tree, max(self._clock(), 0)) for tree in trees]
 
@@ -255,13 +256,14 @@ class Snapshots:
     def roll_back(self, name: bytes, *, discard: bool = False) -> SnapshotInfo | None:
         """The live tree becomes what a snapshot or clone is. The present is saved first, unless `discard`: its record.
 
-        Raises NotFound, NoSpace, SpaceShort, Exists. Newer snapshots stay. `live` is another object afterwards.
+        Raises NotFound, NoSpace, SpaceShort, Corrupt, DeviceError, before anything changes. Newer snapshots stay. `live` is
+        another object afterwards.
         """
         target = self.find(name)
         save_as = None if discard else self._name_by_time(BEFORE_ROLLBACK, self._clock())
+        OrphanList(self.volume, self.filesystem(target).inodes)  # read once more when it is the live tree's
+        self._make_ready(self.volume.forest.take_cost, Tier.SYSTEM)
         with self.volume.operation():
-            self.volume.admit(self.volume.forest.take_cost, Tier.SYSTEM)
-            self._write_back()
             saved = self.volume.forest.roll_back(target.place, save_as=save_as, created=max(self._clock(), 0))
             self.live.detach()
             self.live = Filesystem(self.volume, clock=self._clock, atime=self._atime)
@@ -295,10 +297,15 @@ class Snapshots:
         assert self.volume.tx is not None
         self.volume.tx.changes += 1
 
-    def _write_back(self) -> None:
-        """Puts what only memory knows into the trees, before one of them is shared."""
-        for hook in list(self.volume.before_seal):
-            hook()
+    def _make_ready(self, cost: int, tier: Tier = Tier.WRITE) -> None:
+        """Admits what follows, and puts what only memory knows into the trees, before one of them is shared.
+
+        An operation of its own: where what follows is refused, nothing is half done.
+        """
+        with self.volume.operation():
+            self.volume.admit(cost, tier)
+            for hook in list(self.volume.before_seal):
+                hook()
 
     def _check(self, name: bytes, description: bytes) -> None:
         self.volume.check_writable()

@@ -17,6 +17,7 @@ Locking: the core thread only. Changed inodes have been written back, and space 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cowfs.errors import Corrupt, NotFound, NotPermitted
@@ -61,25 +62,35 @@ class Forest:
     ) -> tuple[int, f.SnapshotRecord]:
         """A new snapshot, or clone, of a tree or of the record at a place; (place, record).
 
-        Raises Exists, InvalidArgument, NameTooLong, TooManyLinks before anything changes.
+        Raises Exists, InvalidArgument, NameTooLong, TooManyLinks, Corrupt, DeviceError, before anything changes.
         """
         volume = self._volume
         assert volume.tx is not None and volume.extension is not None
         origin = source if isinstance(source, Tree) else self._tree_at(source)
-        if not flags & f.SNAPSHOT_INTERNAL:
-            self.table.check_new_name(name)
+        self.table.prepare_insert(None if flags & f.SNAPSHOT_INTERNAL else name)
         volume.tx.add_parents(self._tops(origin))
         record = self._record(name, description, flags, origin, created)
         place = self.table.insert(record)
         self._changed()
         return place, record
 
-    def drop(self, place: int) -> f.SnapshotRecord:
-        """Removes a snapshot or clone. Raises NotFound, NotPermitted for a protected one."""
+    def check_drop(self, place: int) -> tuple[f.SnapshotRecord, Tree]:
+        """What `drop` removes; reads all that it needs. Raises what `drop` raises."""
+        assert self._volume.tx is not None
         record = self.table.get(place)
         if record.flags & f.SNAPSHOT_PROTECTED:
             raise NotPermitted("the snapshot is protected")
         tree = self._tree_at(place)
+        self.table.prepare_remove(place)
+        self._volume.tx.check_drop(self._tops(tree))
+        return record, tree
+
+    def drop(self, place: int) -> f.SnapshotRecord:
+        """Removes a snapshot or clone. Raises NotFound, NotPermitted for a protected one, Corrupt, DeviceError.
+
+        Before anything changes; but many at once need `check_drop` of all before the first.
+        """
+        record, tree = self.check_drop(place)
         if record.flags & f.SNAPSHOT_PIN:
             self._unchain(place, record)
         self.table.remove(place)
@@ -91,9 +102,10 @@ class Forest:
     # --- pins ---
 
     def pin(self, source: Tree, created: int) -> Tree:
-        """Keeps a tree as it is now, until `unpin`: a tree to read from. Raises TooManyLinks before anything changes."""
+        """Keeps a tree as it is now, until `unpin`: a tree to read from. Raises what `take` raises."""
         volume = self._volume
         assert volume.tx is not None and volume.extension is not None
+        self.table.prepare_insert(None)
         volume.tx.add_parents(self._tops(source))
         record = self._record(b"", b"", PIN_FLAGS, source, created)
         record.next_pin = volume.extension.first_pin
@@ -109,15 +121,7 @@ class Forest:
 
     def pins(self) -> list[Tree]:
         """The trees that are pinned now. Raises Corrupt where the chain is broken."""
-        extension = self._volume.extension
-        assert extension is not None
-        found = []
-        following = extension.first_pin
-        for _ in range(extension.pin_count):
-            place, record = self._pin(following)
-            found.append(self._tree_at(place))
-            following = record.next_pin
-        return found
+        return [self._tree_at(place) for place, _ in self._chain()]
 
     def next_leftover(self) -> int | None:
         """The place of a pin to drop, as long as there is one. Raises Corrupt where the chain is broken."""
@@ -135,21 +139,33 @@ class Forest:
         """Takes a pin off the chain, whose length is the number of computations under way."""
         extension = self._volume.extension
         assert extension is not None
-        following = extension.first_pin
         before = None
-        for _ in range(extension.pin_count):
-            if following == place + 1:
+        for at, one in self._chain():
+            if at == place:
                 break
-            before = self._pin(following)
-            following = before[1].next_pin
-        if following != place + 1:
+            before = at, one
+        else:
             raise Corrupt("the chain of pins does not lead to one", found=place)
         if before is None:
             extension.first_pin = record.next_pin
         else:
             before[1].next_pin = record.next_pin
             self.table.replace(*before)
-        extension.pin_count -= 1
+        extension.pin_count = max(extension.pin_count - 1, 0)
+
+    def _chain(self) -> Iterator[tuple[int, f.SnapshotRecord]]:
+        """(place, record) of all pins, the newest first. Raises Corrupt where the chain is broken."""
+        extension = self._volume.extension
+        assert extension is not None
+        following = extension.first_pin
+        met: set[int] = set()
+        while following:
+            place, record = self._pin(following)
+            if place in met:
+                raise Corrupt("the chain of pins leads back to one", found=place)
+            met.add(place)
+            yield place, record
+            following = record.next_pin
 
     def _pin(self, following: int) -> tuple[int, f.SnapshotRecord]:
         """(place, record) of the pin that the chain names next."""
@@ -172,7 +188,9 @@ class Forest:
         assert volume.tx is not None
         live, target = volume.live, self._tree_at(place)
         if save_as is not None:
-            self.table.check_new_name(save_as)
+            self.table.prepare_insert(save_as)
+        else:
+            volume.tx.check_drop(self._tops(live))
         volume.tx.add_parents(self._tops(target))
         saved = None
         if save_as is None:

@@ -94,6 +94,11 @@ class PagedTree:
         if (0, index) not in self._dirty:
             self.page_for_write(index)
 
+    def load(self, offset: int, size: int) -> None:
+        """Brings what there is of so many bytes into memory, before it is needed. Raises Corrupt, DeviceError."""
+        for index in range(offset // self.page_size, -(-min(offset + size, self.size) // self.page_size)):
+            self.page(index)
+
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes at byte `offset`."""
         pieces = []

@@ -33,6 +33,11 @@ class ReclaimQueue:
         """Entries that can be worked off now."""
         return self.count - self._postponed
 
+    def prepare_push(self, count: int) -> None:
+        """Reads what queueing so many entries needs. Raises Corrupt, DeviceError."""
+        start = self.count * f.ReclaimEntry.SIZE
+        self.tree.load(start, count * f.ReclaimEntry.SIZE)
+
     def push(self, block: int, kind: int, level: int) -> None:
         """Queues a subtree, with the one reference that its parent held."""
         entry = f.ReclaimEntry(block, kind, level)

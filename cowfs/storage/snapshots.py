@@ -82,6 +82,26 @@ class SnapshotTable:
 
     # --- changing ---
 
+    def prepare_insert(self, name: bytes | None) -> None:
+        """Does all that can fail of inserting a record: one with a new name, or, for None, an internal one.
+
+        Raises Exists, InvalidArgument, NameTooLong, Corrupt, DeviceError.
+        """
+        if name is not None:
+            self.check_new_name(name)
+            if self._must_grow:
+                self._index.load(0, self._slots * f.SnapshotIndexEntry.SIZE)
+        place = self._empty_place()
+        if place < self._places:
+            heapq.heappush(self._free, place)
+        self._records.load(place * f.SnapshotRecord.SIZE, f.SnapshotRecord.SIZE)
+
+    def prepare_remove(self, place: int) -> None:
+        """Does all that can fail of removing a record. Raises NotFound, Corrupt, DeviceError."""
+        record = self.get(place)
+        if not record.flags & f.SNAPSHOT_INTERNAL:
+            self._find_in_index(name_of(record), place)
+
     def insert(self, record: f.SnapshotRecord) -> int:
         """Stores a new record; its place. Raises Exists, InvalidArgument, NameTooLong before anything changes."""
         name = name_of(record)
@@ -182,9 +202,14 @@ class SnapshotTable:
         self._put(f.SnapshotIndexEntry(crc32c(name), place + 1))
 
     @property
+    def _must_grow(self) -> bool:
+        """Whether the next new name makes the index more than half full."""
+        return 2 * (self.count + 1) > self._slots
+
+    @property
     def growth_cost(self) -> int:
         """Blocks that the next new name may take for an index of twice the size; 0 while the present one has room."""
-        if 2 * (self.count + 1) <= self._slots:
+        if not self._must_grow:
             return 0
         size = max(INDEX_PLACES_MIN, 2 * self._slots) * f.SnapshotIndexEntry.SIZE
         pages = -(-size // self._index.page_size)
@@ -211,13 +236,16 @@ class SnapshotTable:
                 new[2 * slot], new[2 * slot + 1] = value, place
         self._index.write(0, pointers_to(new, order))
 
+    def _find_in_index(self, name: bytes, place: int) -> int:
+        """The slot that leads to a record; reads all slots up to the next empty one. Raises Corrupt."""
+        slots = [slot for slot, entry in list(self._chain(crc32c(name))) if entry.place == place + 1]
+        if not slots:
+            raise Corrupt(f"snapshot {printable(name)} is not in the index")
+        return slots[0]
+
     def _remove_from_index(self, name: bytes, place: int) -> None:
         """Empties the slot, and moves up those behind it that would not be found any more."""
-        value = crc32c(name)
-        chain = list(self._chain(value))
-        hole = next((slot for slot, entry in chain if entry.place == place + 1), None)
-        if hole is None:
-            raise Corrupt(f"snapshot {printable(name)} is not in the index")
+        hole = self._find_in_index(name, place)
         mask = self._slots - 1
         slot = hole
         while True:

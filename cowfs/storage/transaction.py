@@ -141,6 +141,14 @@ class Transaction:
         else:
             self.reclaim.push(pointer, kind, level)
 
+    def check_drop(self, blocks: list[Child]) -> None:
+        """Reads all that dropping these blocks needs, before anything changes. Raises Corrupt, DeviceError."""
+        for block, _, _ in blocks:
+            self.spacemap.extra_parents(block)
+            if not self.spacemap.in_use(block):
+                raise Corrupt("a block is to be freed that is free already", block=block)
+        self.reclaim.prepare_push(len(blocks))
+
     def drop_data(self, start: int, count: int) -> None:
         """A parent lets go of a run of leaves that have no children."""
         self.changes += 1
