@@ -1,1 +1,1 @@
-"""Benchmarks, run by hand; see README.md here."""
+"""Benchmarks, run by hand: `python -m benchmarks`; see README.md here."""

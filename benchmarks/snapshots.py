@@ -7,104 +7,12 @@ import functools
 import random
 import sys
 import tempfile
-import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from cowfs.check import check_device
-from cowfs.fs import Caller
-from cowfs.fs.snapshot import Snapshots
+from benchmarks.common import BLOCK, MIB, Bench, bench, median, scaled, table, timed, wanted
 from cowfs.ondisk.format import ROOT_INODE
-from cowfs.ondisk.geometry import geometry_for_size
-from cowfs.storage.device import FileDevice
-from cowfs.storage.mkvolume import make_volume
-from cowfs.storage.volume import Volume
 
-BLOCK = 4096
-MIB = 1 << 20
-CALLER = Caller()
 REPEATS = 9
-
-
-class Failed(Exception):
-    """What was read is not what was written, or the volume is not sound."""
-
-
-class Bench:
-    """One image of so many bytes, and the trees on it."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        geometry = geometry_for_size(size, BLOCK)
-        self.device = FileDevice.create(path, geometry.end)
-        make_volume(self.device, geometry, label=b"bench", uuid=uuid.uuid4().bytes, now_ns=time.time_ns())
-        self.trees = Snapshots(Volume.open(self.device))
-
-    @property
-    def volume(self) -> Volume:
-        return self.trees.volume
-
-    def write(self, ino: int, offset: int, data: bytes) -> None:
-        self.trees.live.write(ino, offset, data)
-        if self.volume.wants_commit:
-            self.volume.commit()
-
-    def create(self, parent: int, name: bytes) -> int:
-        ino = self.trees.live.create(parent, name, 0o644, CALLER).ino
-        if self.volume.wants_commit:
-            self.volume.commit()
-        return ino
-
-    def in_use(self) -> int:
-        """Blocks that are not free."""
-        return self.volume.geometry.num_blocks - self.volume.free_blocks_for_statfs()[0]
-
-
-@contextmanager
-def bench(directory: Path, size: int) -> Iterator[Bench]:
-    """An image that is checked and removed at the end."""
-    path = directory / f"{uuid.uuid4()}.img"
-    made = Bench(path, size)
-    try:
-        yield made
-        made.trees.close()
-        report = check_device(made.device)
-        if not report.clean:
-            raise Failed("; ".join(problem.to_text() for problem in report.problems[:3]))
-    finally:
-        made.device.close()
-        path.unlink()
-
-
-def wanted(condition: bool, what: str) -> None:
-    """Raises Failed unless the condition holds."""
-    if not condition:
-        raise Failed(what)
-
-
-def timed(action: Callable[[], object]) -> float:
-    """Seconds that an action takes."""
-    begin = time.perf_counter()
-    action()
-    return time.perf_counter() - begin
-
-
-def median(values: list[float]) -> float:
-    """The value in the middle."""
-    return sorted(values)[len(values) // 2]
-
-
-def table(title: str, head: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
-    """A Markdown table."""
-    lines = [f"### {title}", "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def scaled(values: tuple[int, ...], size: float) -> list[int]:
-    """The amounts, smaller by a factor, each at least 1."""
-    return sorted({max(1, round(value * size)) for value in values})
 
 
 # --- the parts ---
@@ -118,7 +26,7 @@ def trees(directory: Path, size: float) -> str:
             parent: int = ROOT_INODE
             for number in range(count):
                 if number % 1000 == 0:
-                    parent = made.trees.live.mkdir(ROOT_INODE, b"directory %d" % number, 0o755, CALLER).ino
+                    parent = made.mkdir(ROOT_INODE, b"directory %d" % number)
                 made.create(parent, b"file %d" % number)
             probe = made.create(ROOT_INODE, b"probe")
             made.volume.commit(complete=True)
