@@ -68,6 +68,7 @@ class Core:
         self._late_orphans: set[int] = set()  # without users, but there was no space to free them
         self._doomed: list[int] = []  # orphaned directories with entries, see `release`; those to go on with last
         self._admitting = False
+        self._engaged = False  # whether the tree takes part in seals
         self._changed_at = 0  # how many generations had been sealed when something changed
         self._short = False  # there was no space to go on with them
         if self.tree.writable:
@@ -206,7 +207,8 @@ class Core:
         looking at many clones of a full volume must not take the room from what frees some.
         """
         self._admitting = True
-        self._engage()
+        if not self._engaged:
+            self._engage()
         try:
             self.volume.admit(blocks, tier)
         except BaseException:
@@ -218,16 +220,18 @@ class Core:
 
     def _note_change(self) -> None:
         self._changed_at = self.volume.seals
-        self._engage()
+        if not self._engaged:
+            self._engage()
 
     def _engage(self) -> None:
         """The tree takes part in seals from now on."""
-        if self._write_back not in self.volume.before_seal:
-            self.volume.before_seal.append(self._write_back)
+        self._engaged = True
+        self.volume.before_seal.append(self._write_back)
         self.tree.idle = False
 
     def _disengage(self) -> None:
-        if self._write_back in self.volume.before_seal:
+        if self._engaged:
+            self._engaged = False
             self.volume.before_seal.remove(self._write_back)
         self.tree.idle = True
 

@@ -27,7 +27,7 @@ from cowfs.storage.children import Child
 from cowfs.storage.transaction import INLINE_INDIRECT_BLOCKS, Transaction, runs_of
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Root:
     """The root of a block tree in memory. `size` is bytes, `blocks` the number of data blocks that are not holes."""
 
@@ -54,6 +54,7 @@ class BlockTrees:
         self.zero_blocks = zero_blocks
         self._holes = frozenset((f.NO_BLOCK, *(zero_blocks or (f.FOREIGN_HOLE,))))
         self.epoch = 0  # grows at each seal, snapshot and clone
+        self._ready: dict[Root, dict[int, bytearray]] = {}  # metadata leaves known to be writable where they lie
         self._tx = tx
         self._block_size = store.block_size
         self._fanout = store.geometry.fanout
@@ -173,6 +174,11 @@ class BlockTrees:
         """Says that the owner of `root` is writable now. Only the layer that has made it so calls this."""
         return WritableRoot(root, self.epoch)
 
+    def end_epoch(self) -> None:
+        """What was remembered as writable may be sealed or shared now: every token dies."""
+        self.epoch += 1
+        self._ready.clear()
+
     def _open(self, writable: WritableRoot) -> tuple[Root, Transaction]:
         assert writable.epoch == self.epoch, "a token of an earlier generation"
         assert self._tx is not None, "the volume is not open for writing"
@@ -188,8 +194,14 @@ class BlockTrees:
     def prepare_leaf(self, writable: WritableRoot, index: int) -> bytearray:
         """The same, for who does not change it yet: failing after this is no failure in the middle of a change."""
         root, tx = self._open(writable)
-        self._reach(root, tx, index + 1)
-        return self._descend(root, tx, index, 0)
+        leaves = self._ready.get(root)
+        if leaves is None:
+            leaves = self._ready[root] = {}
+        leaf = leaves.get(index)
+        if leaf is None:
+            self._reach(root, tx, index + 1)
+            leaf = leaves[index] = self._descend(root, tx, index, 0)
+        return leaf
 
     def _descend(self, root: Root, tx: Transaction, index: int, stop: int) -> bytearray:
         """Shadows the path to leaf `index` down to level `stop`; the buffer there."""
@@ -253,6 +265,7 @@ class BlockTrees:
         head_content = self._content(root, index) if head_size else bytearray()
         tail_content = self._content(root, last) if tail else bytearray()
 
+        self._ready.pop(root, None)
         self._reach(root, tx, -(-max(end, root.size) // block_size))
         root.size = max(root.size, end)
         if head_size:
@@ -390,6 +403,7 @@ class BlockTrees:
         each block below the root anew whether it may be changed where it lies (I6).
         """
         assert self._tx is not None
+        self._ready.clear()
         self._tx.add_parents(self._tops(roots))
         return [Root(root.kind, root.size, list(root.ptr), root.levels, root.blocks) for root in roots]
 
@@ -397,6 +411,7 @@ class BlockTrees:
         """Lets leaf `index`, which is a hole, be `block`, which has no children and gains a parent; checked before."""
         root, tx = self._open(writable)
         self._reach(root, tx, index + 1)
+        self._ready.clear()
         self._pointers_for_write(root, tx, index)
         tx.add_parents([(block, root.kind, 0)])
         self._store_pointers(root, tx, index, [block])
@@ -432,6 +447,7 @@ class BlockTrees:
         root, tx = self._open(writable)
         old = self.pointer(root, index)
         if old != f.NO_BLOCK:
+            self._ready.pop(root, None)
             pointers, slot = self._pointers_for_write(root, tx, index)
             old = pointers[slot]
             self._store_pointers(root, tx, index, [hole_pointer(self.zero_blocks, 0)])
@@ -441,6 +457,7 @@ class BlockTrees:
     def _cut(self, root: Root, tx: Transaction, keep: int) -> None:
         """Lets go of all leaves from `keep` on."""
         blocks = self._blocks_before(root, keep)  # reads, so it comes before any change
+        self._ready.pop(root, None)
         whole, rest = divmod(keep, self._fanout**root.levels)
         first_gone = whole + 1 if rest else whole
         gone = [p for p in root.ptr[first_gone:] if not tx.is_hole(p)]

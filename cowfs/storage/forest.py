@@ -286,4 +286,4 @@ class Forest:
         volume = self._volume
         assert volume.tx is not None
         volume.tx.changes += 1
-        volume.trees.epoch += 1
+        volume.trees.end_epoch()

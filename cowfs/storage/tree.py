@@ -36,6 +36,7 @@ class Tree:
         self.writable = writable
         self.incarnation = 0
         self.idle = False  # nobody changes it: its record, if it is a clone, is up to date
+        self._token: WritableRoot | None = None  # for the inode file
         self.inodes = _root(record.inode, f.KIND_INODES)
         self.longnames = _root(record.longfile, f.KIND_LONG_NAMES)
         geometry = trees.store.geometry
@@ -53,7 +54,10 @@ class Tree:
     def writable_inodes(self) -> WritableRoot:
         """The token for the inode file: the roots of a writable tree lie in memory, so they always are writable."""
         assert self.writable
-        return self.trees.token(self.inodes)
+        token = self._token
+        if token is None or token.epoch != self.trees.epoch or token.root is not self.inodes:
+            token = self._token = self.trees.token(self.inodes)
+        return token
 
     def writable_longnames(self) -> WritableRoot:
         """The token for the long-name file."""

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 from typing import Final
 
 from cowfs.errors import Corrupt, DeviceError, InvalidArgument, NoSpace, ReadOnly, SpaceShort, UnreadableData
@@ -71,6 +71,38 @@ class Tier(enum.IntEnum):
     SYSTEM = 2  # reclaim, snapshot deletion, rollback
 
 
+class Operation:
+    """Around one change: a failure after the first change of state must never be committed, so it latches.
+
+    UnreadableData does not: it says that nothing but shadowing was done in the place where it was raised. Operations do
+    not nest, so a volume has one of these, whose `changes_before` says what had been done before the running one.
+    """
+
+    __slots__ = ("_volume", "changes_before")
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self.changes_before = 0
+
+    def restart(self) -> None:
+        """What was done up to now is no part of the operation: making room for it is not."""
+        assert self._volume.tx is not None
+        self.changes_before = self._volume.tx.changes
+
+    __enter__ = restart
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc is None:
+            return
+        volume = self._volume
+        assert volume.tx is not None
+        changed = volume.tx.changes != self.changes_before
+        if changed and not isinstance(exc, UnreadableData) and not volume.read_only:
+            volume.latch(exc)
+
+
 class Volume:
     """An open volume. Made by `Volume.open`."""
 
@@ -103,11 +135,14 @@ class Volume:
         self.trees = BlockTrees(self.store, zero, self.tx)
         self.live = Tree(self.trees, LIVE_TREE, slot.superblock, writable=not read_only_reason)
         self._sealed_changes = 0
-        self._changes_before = 0  # when the running operation began; making room for it does not count
+        self._operation = Operation(self)
         self._sealer = Sealer(self)
         self._in_flight: SealedCommit | None = None
         self._held_back = Freed()  # freed in the newest durable generation: reusable after the next one (I2)
+        self.margin = margin_of(self.geometry.num_blocks)
+        """Blocks that one tier leaves to the next."""
         self._capacity = system_capacity(self.geometry)
+        self._floors = self._sealed_floors()
 
     # --- opening ---
 
@@ -203,7 +238,8 @@ class Volume:
         self.reclaim = ReclaimQueue(self.reclaim_tree, extension.reclaim_count)
         self.tx = Transaction(store, self.spacemap, self.reclaim, zero)
         self.tx.on_leak = self.notes.append
-        for tree in (self.snapshots, self.snapshot_index, self.reclaim_tree, self.settings):
+        self._without_reserve = (self.reclaim_tree, self.snapshots, self.snapshot_index, self.settings)
+        for tree in self._without_reserve:
             tree.on_write = self._count_change
         table = SnapshotTable(self.snapshots, self.snapshot_index, extension.snapshot_count)
         self.forest = Forest(self, table)
@@ -241,21 +277,9 @@ class Volume:
             self.read_only_reason = f"after an error: {error}"
             self.notes.append(f"the volume is read-only from now on: {error}")
 
-    @contextmanager
-    def operation(self) -> Iterator[None]:
-        """Around one change: a failure after the first change of state must never be committed, so it latches.
-
-        UnreadableData does not: it says that nothing but shadowing was done in the place where it was raised.
-        """
-        assert self.tx is not None
-        self._changes_before = self.tx.changes
-        try:
-            yield
-        except BaseException as error:
-            harmless = isinstance(error, UnreadableData)
-            if self.tx.changes != self._changes_before and not harmless and not self.read_only:
-                self.latch(error)
-            raise
+    def operation(self) -> Operation:
+        """To stand around one change, in a `with` statement."""
+        return self._operation
 
     def token(self, root: Root) -> WritableRoot:
         """See BlockTrees.token."""
@@ -301,9 +325,13 @@ class Volume:
 
     def _floor(self, tier: Tier) -> int:
         """Blocks that an operation of this tier must leave (I12)."""
-        assert self.extension is not None
-        # All as of the last seal, so that what the open generation places is still counted in full.
+        return self._floors[tier]
+
+    def _sealed_floors(self) -> tuple[int, ...]:
+        """The floor of each tier. All as of the last seal, so that what the open generation places still counts in full."""
         extension = self.extension
+        if extension is None:
+            return ()
         records = extension.snapshot_count
         record_pages = -(-f.SnapshotRecord.SIZE // self.geometry.block_size)
         others = sum(
@@ -317,12 +345,7 @@ class Volume:
             if size
         )
         growth = max(0, self._capacity + others - extension.system_blocks)
-        return self._capacity + growth + (Tier.SYSTEM - tier) * self.margin
-
-    @property
-    def margin(self) -> int:
-        """Blocks that one tier leaves to the next."""
-        return margin_of(self.geometry.num_blocks)
+        return tuple(self._capacity + growth + (Tier.SYSTEM - tier) * self.margin for tier in Tier)
 
     @property
     def _available(self) -> int:
@@ -334,8 +357,7 @@ class Volume:
     @property
     def _unplaced(self) -> int:
         """Blocks that dirty pages of the trees without a reserve may take."""
-        trees = (self.reclaim_tree, self.snapshots, self.snapshot_index, self.settings)
-        return sum(tree.unplaced_max for tree in trees)
+        return sum(tree.unplaced_max for tree in self._without_reserve if tree.unplaced)
 
     def admit(self, blocks: int, tier: Tier = Tier.WRITE) -> None:
         """Before an operation changes anything: makes sure of `blocks` free blocks (its data and its tree copies).
@@ -347,7 +369,7 @@ class Volume:
         assert self.tx is not None
         if self.inline_commits and self.must_wait and not self._in_flight:
             self.commit()
-            self._changes_before = self.tx.changes
+            self._operation.restart()
         if tier is not Tier.WRITE and blocks <= TREE_COPIES_MAX * self.margin:
             blocks = min(blocks, self.margin)
         while self._available < self._floor(tier) + blocks:
@@ -359,7 +381,7 @@ class Volume:
                 raise SpaceShort
             self.reclaim_slice()
             self.commit()
-            self._changes_before = self.tx.changes
+            self._operation.restart()
 
     def _bring_forward(self) -> bool:
         """Commits until what was freed, or counted twice, may be used; False if that is nothing. Raises SpaceShort."""
@@ -370,7 +392,7 @@ class Volume:
             raise SpaceShort
         self.commit()
         self.commit()
-        self._changes_before = self.tx.changes
+        self._operation.restart()
         return True
 
     def reclaim_slice(self, blocks: int = 4096) -> bool:
@@ -415,7 +437,8 @@ class Volume:
             self.latch(error)
             raise
         self._sealed_changes = self.tx.changes
-        self.trees.epoch += 1
+        self._floors = self._sealed_floors()
+        self.trees.end_epoch()
         self.seals += 1
         self._in_flight = sealed
         return sealed
