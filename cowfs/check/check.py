@@ -146,9 +146,10 @@ def _check_records(report: p.Report, state: State) -> None:
     for name in ("iclaim", "iextra"):
         if getattr(superblock, name).size:
             report.add(p.RECORD_FIELD, f"{name} is not empty")
-    for name in ("spare_0bc", "spare_0c0"):
-        if getattr(extension, name):
-            report.add(p.EXTENSION_FIELD, f"{name} is not 0")
+    if extension.resizing > 1:
+        report.add(p.EXTENSION_FIELD, f"resizing: 0 or 1 wanted, {extension.resizing} found")
+    if extension.spare_0c0:
+        report.add(p.EXTENSION_FIELD, "spare_0c0 is not 0")
     for name in ("generation", "snapshot_id"):
         if getattr(extension, name) >= COUNTER_MAX:
             report.add(p.EXTENSION_FIELD, f"{name} {getattr(extension, name)} cannot be")

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from cowfs.errors import DeviceError, NotSupported, ReadOnly
+from cowfs.errors import DeviceError, ReadOnly
 from cowfs.ondisk.records import Buffer
 
 SECTOR_SIZE: Final = 512
@@ -41,6 +41,19 @@ class Write:
         """(from, to) of each piece of `data` that lies in one sector of the medium."""
         cuts = [0, *range(-self.offset % SECTOR_SIZE or SECTOR_SIZE, len(self.data), SECTOR_SIZE), len(self.data)]
         return list(itertools.pairwise(cuts))
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """The device got another length. Pending until a flush, like a write: it has happened or not."""
+
+    size: int
+    offset: int = 0
+    data: bytes = b""
+
+    def sectors(self) -> list[tuple[int, int]]:
+        """One, so that it is never torn."""
+        return [(0, 0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +80,8 @@ class Mark:
     subject: object
 
 
-Entry = Write | Flush | Fate | Mark
+Change = Write | Resize
+Entry = Change | Flush | Fate | Mark
 
 
 class RecordingDevice:
@@ -127,8 +141,15 @@ class RecordingDevice:
         self.write(offset, [bytes(min(length, self.size() - offset))])
 
     def resize(self, size: int) -> None:
-        """Raises NotSupported."""
-        raise NotSupported(f"{self.name} keeps its size")
+        """New bytes are zero. Recorded."""
+        if self.read_only:
+            raise ReadOnly(f"{self.name} is open for reading only")
+        if self.before_call is not None:
+            self.before_call("write")
+        with self._mutex:
+            change = Resize(size)
+            _apply(self._content, change)
+            self.log.append(change)
 
     def lock(self, *, exclusive: bool, timeout: float = 0.0) -> None:
         """Nothing to keep out."""
@@ -235,7 +256,7 @@ class Cut:
     position: int
     entry: Entry | None
     durable: bytearray
-    pending: list[Write]
+    pending: list[Change]
 
     def latest(self) -> bytes:
         """The contents with every write applied."""
@@ -248,7 +269,7 @@ class Cut:
 def cuts(base: Buffer, log: Sequence[Entry]) -> Iterator[Cut]:
     """The place before the first entry of a log, and the one behind each."""
     durable = bytearray(base)
-    pending: list[tuple[int, Write]] = []
+    pending: list[tuple[int, Change]] = []
     yield Cut(0, None, durable, [])
     for number, entry in enumerate(log):
         pending, arrived = _follow(pending, number, entry)
@@ -263,18 +284,20 @@ def medium(base: Buffer, log: Sequence[Entry]) -> Cut:
     return last
 
 
-def _pending(log: Sequence[Entry]) -> list[tuple[int, Write]]:
+def _pending(log: Sequence[Entry]) -> list[tuple[int, Change]]:
     """The writes of a log, with their places, that may reach the medium or not."""
-    pending: list[tuple[int, Write]] = []
+    pending: list[tuple[int, Change]] = []
     for number, entry in enumerate(log):
         pending, _ = _follow(pending, number, entry)
     return pending
 
 
-def _follow(pending: list[tuple[int, Write]], number: int, entry: Entry) -> tuple[list[tuple[int, Write]], list[Write]]:
+def _follow(
+    pending: list[tuple[int, Change]], number: int, entry: Entry
+) -> tuple[list[tuple[int, Change]], list[Change]]:
     """What an entry makes of the pending writes: those that are pending then, and those that are on the medium for sure."""
     match entry:
-        case Write():
+        case Write() | Resize():
             return [*pending, (number, entry)], []
         case Flush(covers):
             arrived = [write for place, write in pending if place < covers]
@@ -316,7 +339,7 @@ def crash_images(cut: Cut, thoroughness: Thoroughness, rng: random.Random) -> It
     Right behind a write only those that it has a part in: the others were made one entry before.
     """
     count = len(cut.pending)
-    newest = count - 1 if isinstance(cut.entry, Write) else None
+    newest = count - 1 if isinstance(cut.entry, Change) else None
     for chosen in _subsets(count, newest, thoroughness, rng):
         yield _image(cut, _Damage(chosen))
     if newest is not None:
@@ -361,7 +384,7 @@ def _random_mask(count: int, rng: random.Random) -> int:
     return sum(1 << i for i in range(count) if rng.random() < share)
 
 
-def _near_misses(pending: list[Write], thoroughness: Thoroughness, rng: random.Random) -> list[_Damage]:
+def _near_misses(pending: list[Change], thoroughness: Thoroughness, rng: random.Random) -> list[_Damage]:
     """Everything is there but for one place: the newest write is torn once, or one sector of any write is old or garbage."""
     newest = len(pending) - 1
     full = (1 << newest + 1) - 1
@@ -383,7 +406,7 @@ def _near_misses(pending: list[Write], thoroughness: Thoroughness, rng: random.R
     return found
 
 
-def _random_damage(pending: list[Write], thoroughness: Thoroughness, rng: random.Random) -> _Damage:
+def _random_damage(pending: list[Change], thoroughness: Thoroughness, rng: random.Random) -> _Damage:
     damage = _Damage(_random_mask(len(pending), rng))
     for _ in range(rng.randint(1, 2)):
         number = rng.randrange(len(pending))
@@ -397,7 +420,7 @@ def _random_damage(pending: list[Write], thoroughness: Thoroughness, rng: random
     return damage
 
 
-def _garbage(write: Write, sector: int, rng: random.Random) -> bytes:
+def _garbage(write: Change, sector: int, rng: random.Random) -> bytes:
     """What an interrupted write may leave in a sector: noise, one value, or only a part of the new bytes."""
     start, end = write.sectors()[sector]
     length = end - start
@@ -423,10 +446,9 @@ def _image(cut: Cut, damage: _Damage) -> CrashImage:
                 sectors = write.sectors()
                 for sector in torn:
                     start, end = sectors[sector]
-                    image[write.offset + start : write.offset + end] = write.data[start:end]
+                    _put(image, write.offset + start, write.data[start:end])
         for sector, garbage in damage.trashed.get(number, {}).items():
-            start, end = write.sectors()[sector]
-            image[write.offset + start : write.offset + end] = garbage
+            _put(image, write.offset + write.sectors()[sector][0], garbage)
     return CrashImage(_describe(cut, damage), bytes(image))
 
 
@@ -447,5 +469,16 @@ def _list(numbers: Sequence[int] | dict[int, bytes]) -> str:
     return " ".join(str(number) for number in sorted(numbers))
 
 
-def _apply(image: bytearray, write: Write) -> None:
-    image[write.offset : write.offset + len(write.data)] = write.data
+def _apply(image: bytearray, change: Change) -> None:
+    if isinstance(change, Resize):
+        del image[change.size :]
+        image.extend(bytes(change.size - len(image)))
+        return
+    _put(image, change.offset, change.data)
+
+
+def _put(image: bytearray, offset: int, data: bytes) -> None:
+    """Bytes for which the device is too short have no place."""
+    end = min(offset + len(data), len(image))
+    if end > offset:
+        image[offset:end] = data[: end - offset]

@@ -186,6 +186,8 @@ class WatchedVolume(Volume):
         """See Volume."""
         tree = None if self.observe is None or self.read_only else self.observe()
         sealed = super().seal(complete=complete)
+        if sealed.move is not None:  # written twice: into the new slot 2, and with the next serial into slot 1
+            self._mark(Sealed(sealed.serial - 1, tree))
         self._mark(Sealed(sealed.serial, tree))
         return sealed
 

@@ -68,6 +68,7 @@ ZERO_BLOCK_NUMBER: Final = _error(110, "zero-block-number", "the numbers of the 
 MANIFEST: Final = _error(111, "manifest", "a block of the commit is not there, and no other slot can be used")
 NOT_SETTLED: Final = _note(112, "not-settled", "the volume was not unmounted cleanly")
 SLOT_CONTENTS: Final = _error(113, "slot-contents", "a slot has right checksums and wrong contents")
+RESIZING: Final = _note(114, "resizing", "a change of the size was interrupted: the boot block leads to another place")
 
 # --- block trees and checksums ---
 ROOT_NODE: Final = _error(201, "root-node", "a root node's size or levels are impossible")

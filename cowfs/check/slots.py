@@ -140,9 +140,13 @@ def check_boot_block(device: Device, state: State, report: p.Report) -> None:
     raw = device.read(0, f.SLOT_POINTER_OFFSET + f.SlotPointer.SIZE)
     head = f.BootHead.unpack(raw)
     wanted, right = boot_records(state.geometry)
+    pointer = f.SlotPointer.unpack(raw, f.SLOT_POINTER_OFFSET)
+    if state.extension is not None and state.extension.resizing == 1:
+        if (head, pointer) != (wanted, right):
+            report.add(p.RESIZING, f"{right.to_text()} wanted, {pointer.to_text()} found")
+        return
     if head != wanted:
         report.add(p.BOOT_HEAD, f"{wanted.to_text()} wanted, {head.to_text()} found")
-    pointer = f.SlotPointer.unpack(raw, f.SLOT_POINTER_OFFSET)
     if pointer != right:
         report.add(p.SLOT_POINTER, f"{right.to_text()} wanted, {pointer.to_text()} found")
 
@@ -205,14 +209,19 @@ def _slot_pointer(device: Device) -> f.SlotPointer | None:
 
 
 def _slot2_places(device: Device, first: State | Invalid) -> Iterator[int]:
-    """Where slot 2 may be: as slot 1 says (even a torn one), as the boot block says, at the end of the device."""
+    """Where slot 2 may be: as a valid slot 1 says; else as the boot block or a torn slot 1 says, or at the device's end."""
     size = device.size()
     places: list[int] = []
-    if first.geometry is not None:
-        places.append(first.geometry.slot_offsets[1])
+    if isinstance(first, State):
+        place = first.geometry.slot_offsets[1]
+        if place <= size - f.RECORD_SIZE:
+            yield place
+        return
     pointer = _slot_pointer(device)
     if pointer is not None:
         places.append(pointer.slot2_offset)
+    if first.geometry is not None:
+        places.append(first.geometry.slot_offsets[1])
     for block_size in f.FOREIGN_BLOCK_SIZES:
         for slot1_offset in (f.SLOT1_OFFSET, 0):
             start = Geometry(block_size, 0, slot1=slot1_offset).data_start

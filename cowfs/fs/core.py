@@ -33,6 +33,7 @@ from cowfs.fs.orphans import OrphanList
 from cowfs.fs.space import inode_cost, orphan_cost
 from cowfs.fs.xattr import Xattrs
 from cowfs.ondisk import format as f
+from cowfs.ondisk.geometry import Geometry
 from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Tier, Volume
 
@@ -60,7 +61,6 @@ class Core:
         self.xattrs = Xattrs(volume, self.inodes)
         self._clock = clock
         self._atime = atime
-        self._geometry = volume.geometry
         self._trees = volume.trees
         self.node_bits = 0  # for the door: what its numbers for this tree's inodes have above the inode number
         self._users: dict[int, int] = {}
@@ -79,6 +79,11 @@ class Core:
             else:
                 self.tree.idle = True
             self._release_orphans(self._orphans)
+
+    @property
+    def _geometry(self) -> Geometry:
+        """That of the volume, which can be given another size."""
+        return self.volume.geometry
 
     # --- users ---
 

@@ -373,7 +373,7 @@ class Directories:
         self._trees = volume.trees
         self._foreign = volume.foreign
         self._block_size = volume.geometry.block_size
-        self._volume_bytes = min(volume.geometry.num_blocks * volume.geometry.block_size, volume.device.size())
+        self._volume = volume
         self._names = names
         self._codec = c.EntryCodec(volume.geometry.order)
         self._hot: OrderedDict[int, Directory] = OrderedDict()
@@ -485,8 +485,10 @@ class Directories:
     def _load(self, inode: Inode) -> bytearray:
         size = inode.root.size
         what = f"directory {inode.number}"
-        if size > self._volume_bytes:
-            raise Corrupt(f"{what}: size", wanted=f"<= {self._volume_bytes}", found=size)
+        geometry = self._volume.geometry
+        most = min(geometry.num_blocks * geometry.block_size, self._volume.device.size())
+        if size > most:
+            raise Corrupt(f"{what}: size", wanted=f"<= {most}", found=size)
         if self._foreign:
             return self._load_foreign(inode)
         if size > READ_BYTES:

@@ -82,8 +82,6 @@ class Operations(pyfuse3.Operations):
         self.enable_acl = options.xattrs and not self._volume.foreign
         self._touches = options.atime is not AtimeMode.NOATIME and not self._volume.read_only
         self._size_max = self._volume.geometry.file_size_max
-        geometry = self._volume.geometry
-        self._short_blocks = min(SHORT_SPACE_BYTES // geometry.block_size, geometry.num_blocks // SHORT_SPACE_PART)
         self._host = host
         self._control = ControlDirectory(host, trees, snapshots)
         self._folder = self._control.folder
@@ -523,6 +521,12 @@ class Operations(pyfuse3.Operations):
 
     def _opened(self, handle: FileHandle | ControlHandle | QueryHandle, *, direct: bool) -> FileInfo:
         return FileInfo(fh=self._register(handle), direct_io=direct, keep_cache=True)
+
+    @property
+    def _short_blocks(self) -> int:
+        """With less available, space counts as short."""
+        geometry = self._volume.geometry
+        return min(SHORT_SPACE_BYTES // geometry.block_size, geometry.num_blocks // SHORT_SPACE_PART)
 
     def _bypasses_cache(self, flags: int) -> bool:
         """Whether writes through a new descriptor go past the kernel's cache: where what it keeps might find no place.

@@ -212,7 +212,7 @@ class Extension(Record):
     system_blocks: int = at(0x0B0, "I", "blocks of our own trees and of the bitmap, their indirect blocks included")
     first_pin: int = at(0x0B4, "I", "place of the newest pin in the snapshot table, plus 1; 0: there is none")
     pin_count: int = at(0x0B8, "I", "pins in the snapshot table")
-    spare_0bc: int = at(0x0BC, "I", "0")
+    resizing: int = at(0x0BC, "I", "1: slot 2 is being moved, so the boot block may lead elsewhere; else 0")
     spare_0c0: int = at(0x0C0, "Q", "0")
     checksums: RootNode = nested(0x0C8, RootNode, "root node of the checksum tree")
     references: RootNode = nested(0x118, RootNode, "root node of the reference counts")

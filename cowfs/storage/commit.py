@@ -12,6 +12,7 @@
 Invariants:
 - I13 A valid record g proves that everything of g - 1 was flushed: g is written only after g - 1 was published.
 - I14 Everything that can fail comes before the record is written.
+- I40 When slot 2 moves, what finds it leads to a complete state that holds everything durable, whatever is torn.
 - I15 A manifest names every block born in the generation that the state still uses; if they do not all fit, there is none
   and two flushes.
 """
@@ -24,14 +25,40 @@ from typing import TYPE_CHECKING
 from cowfs.errors import Corrupt
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
+from cowfs.ondisk.geometry import Geometry
 from cowfs.ondisk.records import Buffer
 from cowfs.storage.blockio import contiguous
 from cowfs.storage.device import Device
 from cowfs.storage.spacemap import Freed
-from cowfs.storage.superblock import build_slot
+from cowfs.storage.superblock import build_slot, write_slot_pointer
 
 if TYPE_CHECKING:
     from cowfs.storage.volume import Volume
+
+
+@dataclass(slots=True)
+class SlotMove:
+    """The volume gets another size with a commit: slot 2 has another place, and slot 1 is written as well.
+
+    The commit before is in slot 1, which leads to slot 2 at `old_offset` until it is written anew. Should that be torn, the
+    boot block leads to the new slot 2; so it is written before (I40).
+    """
+
+    geometry: Geometry
+    old_offset: int
+    record: bytes
+    area: bytes
+
+    def write_out(self, device: Device, record: bytes, area: bytes) -> None:
+        """Writes new slot 2, boot block, slot 1, each flushed, then wipes the old slot 2. Raises DeviceError."""
+        slot1, slot2 = self.geometry.slot_offsets
+        device.write(slot2, [record, area])
+        device.flush()
+        write_slot_pointer(device, self.geometry)
+        device.flush()
+        device.write(slot1, [self.record, self.area])
+        device.flush()
+        device.write(self.old_offset, [bytes(f.SLOT_AREA_SIZE)])
 
 
 @dataclass(slots=True)
@@ -51,11 +78,15 @@ class SealedCommit:
     freed: Freed
     blocks: dict[int, Buffer]
     metadata: list[int] = field(default_factory=list)
+    move: SlotMove | None = None  # then serial and slot are those of slot 1, which ends it
 
     def write_out(self) -> None:
         """Makes the commit durable. Raises DeviceError; the volume must then be latched, whatever was written."""
         device = self.device
         self.write_blocks()
+        if self.move is not None:
+            self.move.write_out(device, self.record, self.area)
+            return
         if self.one_flush:
             device.write(self.slot_offset, [self.record, self.area])
             device.flush()
@@ -90,11 +121,12 @@ class Sealer:
         one_flush = born is not None and (not complete or not (blocks or born))
         self._fill_records()
         record, area = build_slot(volume.superblock, volume.extension, sorted(manifest.items()))
+        move = self._move(volume.moved_from) if volume.moved_from is not None else None
         metadata = list(store.dirty)
         store.sealed = blocks
         store.dirty = {}
         store.dirty_data = {}
-        slot = 3 - volume.newest_slot
+        slot = 3 - volume.newest_slot if move is None else 1
         geometry = volume.geometry
         return SealedCommit(
             device=volume.device,
@@ -110,7 +142,16 @@ class Sealer:
             freed=spacemap.seal(),
             blocks=blocks,
             metadata=metadata,
+            move=move,
         )
+
+    def _move(self, old_offset: int) -> SlotMove:
+        """Slot 1 for the state that was just put into records: the same with the next serial."""
+        volume = self._volume
+        assert volume.newest_slot == 1
+        volume.superblock.serial += 1
+        record, area = build_slot(volume.superblock, volume.extension, ())
+        return SlotMove(volume.geometry, old_offset, record, area)
 
     def _place(self) -> None:
         """Gives every dirty system page a block. Ends: each page and node is placed at most once per generation."""

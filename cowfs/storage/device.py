@@ -259,14 +259,15 @@ class FileDevice:
             raise _failure(self.name, f"give it {size} bytes", error) from error
         self._size = size
 
-    def allocate(self) -> None:
-        """Lets the filesystem below set space aside for every byte. Nothing to do on a block device."""
-        if self._block_device or not self._size:
+    def allocate(self, start: int = 0) -> None:
+        """Lets the filesystem below set space aside for every byte from `start` on. Nothing to do on a block device."""
+        length = self._size - start
+        if self._block_device or length <= 0:
             return
         try:
-            os.posix_fallocate(self._descriptor, 0, self._size)
+            os.posix_fallocate(self._descriptor, start, length)
         except OSError as error:
-            raise _failure(self.name, f"set {self._size} bytes aside", error) from error
+            raise _failure(self.name, f"set {length} bytes aside", error) from error
 
     def lock(self, *, exclusive: bool, timeout: float = 0.0) -> None:
         """flock, and for a writer of a block device the claim, tried for `timeout` seconds. Raises Busy."""

@@ -136,6 +136,7 @@ class SpaceMap:
         self._changed: set[int] = set()
         self._full: set[int] = set()  # pages known to have nothing to give out
         self._frozen: list[CountsThen] = []
+        self._added = 0  # blocks of a larger volume that is not durable yet
 
     # --- queries ---
 
@@ -248,6 +249,43 @@ class SpaceMap:
         self.born_count += count
         if len(self.born_runs) <= f.MANIFEST_ENTRY_MAX:
             self.born_runs.append((start, count))
+
+    # --- another size ---
+
+    def grow(self, num_blocks: int) -> None:
+        """More blocks from the next commit on; they are held back until that is durable and `admit_new` is called."""
+        first, added = self.num_blocks, num_blocks - self.num_blocks
+        index, bit = divmod(first, self._page_bits)
+        if bit:  # bits behind the end are ones; in `busy` they stay so for now
+            page, number = self._change(index), min(added, self._page_bits - bit)
+            _clear_bits(page.bits, bit, number)
+            page.held += number
+        self._set_tree_sizes(num_blocks)
+        padding = new_bitmap_padding(num_blocks, self._store.block_size)
+        if padding is not None and (not bit or num_blocks > (index + 1) * self._page_bits):
+            page_index, bits = padding[0] // self._store.block_size, padding[1]
+            _set_bits(self.bitmap.page_for_write(page_index), bits, self._page_bits - bits)
+        self.free += added
+        self.held += added
+        self._added = added
+
+    def admit_new(self) -> None:
+        """The commit that `grow` was for is durable: its blocks are given out from now on."""
+        first, added, self._added = self.num_blocks, self._added, 0
+        index, bit = divmod(first, self._page_bits)
+        if bit:
+            page, number = self._pages[index], min(added, self._page_bits - bit)
+            _clear_bits(page.busy, bit, number)
+            page.held -= number
+        self.num_blocks += added
+        self._page_count = -(-self.num_blocks // self._page_bits)
+        self.held -= added
+        self._opened(index, first)
+
+    def _set_tree_sizes(self, num_blocks: int) -> None:
+        self.bitmap.set_size(-(-num_blocks // 8))
+        self.references.set_size(num_blocks * f.REFERENCE_SIZE)
+        self._checksums.set_size(num_blocks * f.CHECKSUM_SIZE)
 
     # --- freeing ---
 

@@ -1,9 +1,10 @@
 """Slots: reading, checking, choosing and building the two superblock slots of a volume.
 
 A slot is valid only if the record's CRC holds, the record's own block count leads to the place where it was found and,
-where an anchor is present, the extension area's crc32c holds as well: a torn slot is an invalid slot. Slot 2 is looked
-for where slot 1's block count, the boot block's pointer and the device's size say, so that the loss of slot 1 does not
-hide it. Nothing here writes; `volume` writes what `build_slot` makes.
+where an anchor is present, the extension area's crc32c holds as well: a torn slot is an invalid slot. Slot 2 lies where a
+valid slot 1 says; else it is looked for where the boot block's pointer and the device's size say, so that the loss of slot 1
+does not hide it. Nothing here writes but
+`write_slot_pointer` and `mend_slot_pointer`; `volume` writes what `build_slot` makes.
 
 A slot that the device cannot read may hold the newest state. It is not used, as if it were torn, but whoever opens the
 volume must not write then: the error may be gone tomorrow, and the state with it if its slot were overwritten today.
@@ -44,12 +45,14 @@ class Slot:
 class SlotSet:
     """What was found: the valid slots (at least one), and a line for everything that was not as it should be.
 
-    `unreadable` is the device's error for a slot that could not be read, or an empty string.
+    `unreadable` is the device's error for a slot that could not be read, or an empty string. `pointer` is the boot block's
+    pointer to slot 2, where there is a sound one.
     """
 
     slots: dict[int, Slot]
     notes: list[str]
     unreadable: str = ""
+    pointer: f.SlotPointer | None = None
 
     @property
     def newest(self) -> Slot:
@@ -82,8 +85,9 @@ def read_slots(device: Device, base: int = 0) -> SlotSet:
             magic_seen = True
             reasons.append(found)
             break
-    magic_seen = magic_seen or _boot_pointer(device, base) is not None
-    for offset, slot1 in _slot2_candidates(device, base, slots.get(1)):
+    pointer = _boot_pointer(device, base)
+    magic_seen = magic_seen or pointer is not None
+    for offset, slot1 in _slot2_candidates(device, base, slots.get(1), pointer):
         found = _try_slot(device, base, offset, 2, slot1, errors)
         if isinstance(found, Slot):
             slots[2] = found
@@ -99,7 +103,7 @@ def read_slots(device: Device, base: int = 0) -> SlotSet:
         if number not in slots:
             why = "; ".join(dict.fromkeys(reasons)) or "not found"
             notes.append(f"superblock slot {number} is not valid ({why}); using slot {3 - number}")
-    return SlotSet(slots, notes, str(errors[0]) if errors and len(slots) < 2 else "")
+    return SlotSet(slots, notes, str(errors[0]) if errors and len(slots) < 2 else "", pointer)
 
 
 def check_features(extension: f.Extension) -> str:
@@ -136,6 +140,32 @@ def slot_pointer(geometry: Geometry) -> tuple[bytes, bytes]:
     return f.BootHead(slot2_sector=sector).pack(), pointer.pack()
 
 
+def write_slot_pointer(device: Device, geometry: Geometry) -> None:
+    """Lets the boot block lead to slot 2, and nothing else of it change. Flushes nothing."""
+    head, pointer = slot_pointer(geometry)
+    device.write(geometry.base, [head])
+    device.write(geometry.base + f.SLOT_POINTER_OFFSET, [pointer])
+
+
+def mend_slot_pointer(device: Device, slots: SlotSet, chosen: Slot) -> None:
+    """Has the boot block lead to slot 2 again, durably, after a change of the size that was interrupted (I40).
+
+    What is right is not written: it may be all that leads to the chosen slot. Raises DeviceError.
+    """
+    geometry = chosen.geometry
+    head, pointer = slot_pointer(geometry)
+    misleads = slots.pointer is not None and slots.pointer.slot2_offset != geometry.slot_offsets[1] - geometry.base
+    if chosen.extension is None or not (chosen.extension.resizing or misleads):
+        return
+    wrong = False
+    for offset, wanted in ((geometry.base, head), (geometry.base + f.SLOT_POINTER_OFFSET, pointer)):
+        if device.read(offset, len(wanted)) != wanted:
+            device.write(offset, [wanted])
+            wrong = True
+    if wrong:
+        device.flush()
+
+
 def _boot_pointer(device: Device, base: int) -> f.SlotPointer | None:
     """The boot block's pointer to slot 2, where there is a sound one."""
     if device.size() < base + f.SLOT_POINTER_OFFSET + f.SlotPointer.SIZE:
@@ -148,16 +178,20 @@ def _boot_pointer(device: Device, base: int) -> f.SlotPointer | None:
     return pointer if pointer.magic == f.SLOT_POINTER_MAGIC and pointer.checksum == crc32c(raw[:-4]) else None
 
 
-def _slot2_candidates(device: Device, base: int, slot1: Slot | None) -> list[tuple[int, int]]:
-    """Offsets at which slot 2 may lie, the likeliest first, each with where slot 1 is inside the volume then."""
+def _slot2_candidates(
+    device: Device, base: int, slot1: Slot | None, pointer: f.SlotPointer | None
+) -> list[tuple[int, int]]:
+    """Offsets at which slot 2 may lie, the likeliest first, each with where slot 1 is inside the volume then.
+
+    A valid slot 1 knows. What the boot block leads to besides may be a slot for another size of the volume.
+    """
     candidates: list[tuple[int, int]] = []
     size = device.size()
     if slot1 is not None:
         candidates.append((slot1.geometry.slot_offsets[1], slot1.geometry.slot1))
-    pointer = _boot_pointer(device, base)
-    if pointer is not None:
-        candidates.append((base + pointer.slot2_offset, f.SLOT1_OFFSET))
-    if slot1 is None:
+    else:
+        if pointer is not None:
+            candidates.append((base + pointer.slot2_offset, f.SLOT1_OFFSET))
         candidates.append((size - f.SLOT_AREA_SIZE, f.SLOT1_OFFSET))
         for start in (f.SLOT1_OFFSET, 0):
             for block_size in f.FOREIGN_BLOCK_SIZES:

@@ -35,7 +35,14 @@ from cowfs.storage.pagedtree import ChecksumTree, PagedTree, tree_capacity_block
 from cowfs.storage.reclaim import ReclaimQueue
 from cowfs.storage.snapshots import SnapshotTable
 from cowfs.storage.spacemap import Freed, SpaceMap
-from cowfs.storage.superblock import COUNTER_MAX, Slot, SlotSet, check_features, read_slots
+from cowfs.storage.superblock import (
+    COUNTER_MAX,
+    Slot,
+    SlotSet,
+    check_features,
+    mend_slot_pointer,
+    read_slots,
+)
 from cowfs.storage.transaction import Transaction
 from cowfs.storage.tree import LIVE_TREE, Tree
 
@@ -120,6 +127,8 @@ class Volume:
         self.newest_slot = slot.number
         self.serial = slot.serial
         self.slots_agree = False
+        self.moved_from: int | None = None
+        """While the volume gets another size: where slot 2 was (see `resize`)."""
         self._manifests = {slot.number} if slot.manifest else set()  # the slots that have one
         self.clock: Callable[[], int] = time.time_ns
         self.commits = 0
@@ -185,6 +194,9 @@ class Volume:
             volume.serial = max(slots.serial_max, slot.serial)
         volume._manifests = {number for number, found in slots.slots.items() if found.manifest}
         if not volume.read_only:
+            mend_slot_pointer(device, slots, slot)
+            if volume.extension is not None:
+                volume.extension.resizing = 0
             volume.commit_empty()
             if volume.extension is not None and volume.extension.first_pin:
                 volume.drop_pins()
@@ -456,11 +468,22 @@ class Volume:
         self.commits += 1
         self.spacemap.release(self._held_back)
         self._held_back = sealed.freed
+        if sealed.move is not None:
+            self._has_moved()
         self.store.sealed = {}
         for block in sealed.metadata:
             self.store.keep(block, sealed.blocks[block])
         for tree in self.system_trees:
             tree.trim_cache()
+
+    def _has_moved(self) -> None:
+        """The volume has another size, and slot 2 its place (I40)."""
+        assert self.spacemap is not None and self.extension is not None
+        self.moved_from = None
+        self.spacemap.admit_new()
+        self._capacity = system_capacity(self.geometry)
+        self.extension.resizing = 0
+        self._count_change()  # that is in neither slot yet
 
     def publish_failed(self, sealed: SealedCommit, error: BaseException) -> None:
         """The write-out failed: it may or may not be on the medium, so nothing is written any more (I11)."""

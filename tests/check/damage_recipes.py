@@ -120,6 +120,20 @@ def slot_pointer(image: Image, inodes: Inodes) -> None:
     flip(image, f.SLOT_POINTER_OFFSET + 8)
 
 
+@recipe(p.RESIZING, raw=True)
+def resizing_interrupted(image: Image, inodes: Inodes) -> None:
+    """The boot block leads to where slot 2 will be, and slot 1 says that this may be so."""
+
+    def change(superblock: f.Superblock, extension: f.Extension) -> None:
+        extension.resizing = 1
+
+    for number in (1, 2):
+        image.write_slot(number, change=change)
+    pointer = f.SlotPointer(slot2_offset=image.geometry.slot_offsets[1] + 4096, block_size=image.geometry.block_size)
+    pointer.checksum = crc32c(pointer.pack()[:-4])
+    image.device.write(f.SLOT_POINTER_OFFSET, [pointer.pack()])
+
+
 @recipe(p.RECORD_FIELD)
 def record_flags(image: Image, inodes: Inodes) -> None:
     image.superblock.flags = f.SB_FLAG_INCOMPATIBLE | 1
@@ -137,7 +151,7 @@ def label_not_utf8(image: Image, inodes: Inodes) -> None:
 
 @recipe(p.EXTENSION_FIELD)
 def spare_in_use(image: Image, inodes: Inodes) -> None:
-    image.extension.spare_0bc = 1
+    image.extension.spare_0c0 = 1
 
 
 @recipe(p.EXTENSION_FIELD)

@@ -31,6 +31,7 @@ PERMANENT = {
     111: "manifest",
     112: "not-settled",
     113: "slot-contents",
+    114: "resizing",
     201: "root-node",
     202: "pointer-range",
     203: "pointer-behind-end",
@@ -100,7 +101,7 @@ PERMANENT = {
     612: "pins-left",
 }
 """Numbers once given out stay with their kind: lines may be added here, and none changed."""
-ORDINARY = {101, 102, 112, 315, 416, 603, 608, 612}
+ORDINARY = {101, 102, 112, 114, 315, 416, 603, 608, 612}
 """What a power cut or a crash leaves behind; all else is damage."""
 WITHOUT_RECIPE = {p.BLOCK_UNREADABLE, p.NOT_CHECKED, p.SNAPSHOTS_NOT_CHECKED}
 """Kinds that are no bytes: they have tests of their own below."""

@@ -53,7 +53,7 @@ def _mend_boot_block(ws: Workspace) -> None:
 
 def _mend_extension(ws: Workspace) -> None:
     extension = ws.extension
-    extension.spare_0bc = extension.spare_0c0 = 0
+    extension.resizing = extension.spare_0c0 = 0
     extension.label = extension.label.rstrip(b"\0").decode(errors="ignore").encode()
     if extension.generation >= COUNTER_MAX:
         extension.generation = _FAR
