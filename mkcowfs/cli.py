@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from cowfs import __version__
+from cowfs.control.sizes import parse_size
 from cowfs.errors import Busy, CowfsError, Exists, InvalidArgument
 from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import Geometry, geometry_for_size
@@ -34,8 +35,6 @@ from mkcowfs.recognise import loop_devices, recognise
 if TYPE_CHECKING:
     from mkcowfs.author import Filled
 
-_SIZE: Final = re.compile(r"(?P<number>[0-9]+)(?:(?P<unit>[KMGTkmgt])(?:i?B)?)?", re.ASCII)
-_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _LOCK_SECONDS: Final = 1.0  # udev looks at block devices under a lock of its own, for a moment
 _PROGRESS_SECONDS: Final = 0.2
 _WIPE_SIZE: Final = 1 << 20  # where other formats have their signatures: at the start and at the end
@@ -72,14 +71,6 @@ class Made:
     def to_json(self) -> str:
         """One document; `objects` only where there were any to take over."""
         return json.dumps({name: value for name, value in asdict(self).items() if value is not None})
-
-
-def parse_size(text: str) -> int:
-    """Bytes in "4096", "64K", "4G", "4GiB" or "1T": units of 1024, in upper or lower case. Raises ValueError."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} is not a size: a whole number and K, M, G or T (powers of 1024), as in 4G")
-    return int(match["number"]) * _UNITS[(match["unit"] or "").lower()]
 
 
 def _size_option(_context: click.Context, _option: click.Parameter, value: str | None) -> int | None:

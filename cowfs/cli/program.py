@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from cowfs import __version__
-from cowfs.cli import check, clone, crashtest, image, mount, policy, reading, scrub, snapshot, space
+from cowfs.cli import check, clone, crashtest, image, mount, policy, reading, resize, scrub, snapshot, space
 from cowfs.errors import CowfsError
 
 EXIT_FAILURE = 1
@@ -66,6 +66,7 @@ for _command in (
     space.du,
     snapshot.diff,
     clone.clone,
+    resize.resize,
 ):
     program.add_command(_command)
 

@@ -15,6 +15,8 @@ from cowfs.fs.filesystem import Filesystem
 from cowfs.fs.snapshot import Snapshots
 from cowfs.fs.steps import Steps
 from cowfs.fs.steps import finish as run_steps
+from cowfs.ondisk.geometry import Geometry
+from cowfs.storage.resize import grow
 
 R = TypeVar("R")
 
@@ -94,6 +96,10 @@ class Host(Protocol):
 
     def start_job(self, work: Work) -> None:
         """Carries out work in slices, in the background where that is possible."""
+        ...
+
+    async def grow(self, geometry: Geometry, *, preallocate: bool) -> None:
+        """Gives the volume more blocks, durably. Raises NoSpace, NotSupported, DeviceError."""
         ...
 
     async def roll_back(self, operation: Callable[[], R]) -> R:
@@ -185,6 +191,10 @@ class Offline:
         """Carries all of it out at once."""
         for _ in answered(self.filesystem.volume.device, work, time.sleep):
             pass
+
+    async def grow(self, geometry: Geometry, *, preallocate: bool) -> None:
+        """At once."""
+        grow(self.filesystem.volume, geometry, preallocate=preallocate)
 
     async def roll_back(self, operation: Callable[[], R]) -> R:
         """As `change`: nobody has cached anything."""

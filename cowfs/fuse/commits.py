@@ -21,6 +21,9 @@ from typing import TypeVar
 import trio
 
 from cowfs.errors import CowfsError, DeviceError, NoSpace, SpaceShort
+from cowfs.ondisk.geometry import Geometry
+from cowfs.storage import resize
+from cowfs.storage.commit import SealedCommit
 from cowfs.storage.volume import Volume
 
 RECLAIM_SLICE_BLOCKS = 256
@@ -74,6 +77,8 @@ class CommitScheduler:
         self._free_orphans = free_orphans
         self._next = _Round()
         self._current: _Round | None = None
+        self._alone: trio.Event | None = None  # set when whoever makes all commits by itself has done so
+        self._growing = trio.Lock()
         self._always_read_only = volume.read_only
         self._failure: CowfsError | None = None
         self._wanted = trio.Event()
@@ -105,9 +110,51 @@ class CommitScheduler:
             self._check_alive()
             if self._current is not None:
                 await self._current.done.wait()
+            elif self._alone is not None:
+                await self._alone.wait()
             else:
                 await self._perform()
         mine.result()
+
+    async def grow(self, geometry: Geometry) -> None:
+        """Commits a larger size of the volume, whose device is as long already. Who waits for commits gets them meanwhile.
+
+        Raises NoSpace, DeviceError, InvalidArgument where the volume has grown otherwise since that was checked.
+        """
+        async with self._growing:
+            resize.check_growth(self._volume, geometry)
+            for _ in range(SPACE_ROUNDS_MAX):
+                try:
+                    await self._grow(geometry)
+                    return
+                except SpaceShort:
+                    with contextlib.suppress(SpaceShort):  # then commits have to come first, as they do
+                        self._volume.reclaim_slice(RECLAIM_SLICE_BLOCKS)
+                except NoSpace:
+                    break
+            resize.renounce(self._volume)
+        raise NoSpace
+
+    async def _grow(self, geometry: Geometry) -> None:
+        """Only the commits made here, one behind the other, until the newest is in slot 1; then the one that grows."""
+        self._check_alive()
+        self._alone = trio.Event()
+        try:
+            while self._current is not None:
+                await self._current.done.wait()
+            resize.announce(self._volume)
+            await self._perform(complete=True)
+            self._check_alive()
+            await self._perform(complete=True)
+            while self._volume.newest_slot != 1:
+                self._check_alive()
+                await self._perform(complete=True)
+            self._check_alive()
+            sealed = resize.seal_grown(self._volume, geometry)
+            (await self._perform(sealed=sealed)).result()
+        finally:
+            self._alone.set()
+            self._alone = None
 
     def start(self) -> None:
         """Has a commit made in the background."""
@@ -178,12 +225,12 @@ class CommitScheduler:
         if self._failure is not None:
             raise self._failure
 
-    async def _perform(self) -> None:
-        """Makes one commit, of the open generation, for all who have joined `_next`."""
+    async def _perform(self, *, complete: bool = False, sealed: SealedCommit | None = None) -> _Round:
+        """Makes one commit, of the open generation or of what was `sealed` just now, for all who have joined `_next`."""
         this = self._current = self._next
         self._next = _Round()
         try:
-            await self._write(this.complete)
+            await self._write(sealed or self._volume.seal(complete=complete or this.complete))
         except CowfsError as error:
             this.error = error
         except BaseException:
@@ -192,10 +239,10 @@ class CommitScheduler:
         finally:
             self._current = None
             this.done.set()
+        return this
 
-    async def _write(self, complete: bool) -> None:
+    async def _write(self, sealed: SealedCommit) -> None:
         volume = self._volume
-        sealed = volume.seal(complete=complete)
         try:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(sealed.write_out)

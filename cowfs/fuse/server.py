@@ -35,6 +35,8 @@ from cowfs.fuse.jobs import carry_out_policy, run_job
 from cowfs.fuse.operations import Operations
 from cowfs.fuse.options import MountOptions, fuse_options
 from cowfs.fuse.trees import Trees, forget_all_names, forget_entry, in_thread, root_names
+from cowfs.ondisk.geometry import Geometry
+from cowfs.storage import resize
 from cowfs.storage.volume import Volume
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -176,6 +178,12 @@ class Server:
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
             await trio.lowlevel.checkpoint()
+
+    async def grow(self, geometry: Geometry, *, preallocate: bool) -> None:
+        """Makes the device longer in another thread; then there is one commit with the new size, requests going on."""
+        device = self.filesystem.volume.device
+        await trio.to_thread.run_sync(lambda: resize.reserve(device, geometry, preallocate=preallocate))
+        await self.commits.grow(geometry)
 
     async def roll_back(self, operation: Callable[[], R]) -> R:
         """Carries out a rollback; afterwards the kernel knows nothing of the old tree any more."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cowfs.errors import InvalidArgument, NotSupported, SpaceShort
+from cowfs.errors import InvalidArgument, NoSpace, NotSupported, SpaceShort
 from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import Geometry, geometry_for_size
 from cowfs.storage.commit import SealedCommit
@@ -66,6 +66,14 @@ def announce(volume: Volume) -> None:
     volume.tx.changes += 1
 
 
+def renounce(volume: Volume) -> None:
+    """What was announced does not happen, for want of space."""
+    if volume.extension is not None and volume.extension.resizing and not volume.read_only:
+        assert volume.tx is not None
+        volume.extension.resizing = 0
+        volume.tx.changes += 1
+
+
 def seal_grown(volume: Volume, geometry: Geometry) -> SealedCommit:
     """Ends the open generation with a commit that grows the volume. Slot 1 is the newest; both were written after `announce`.
 
@@ -107,10 +115,22 @@ def grow(volume: Volume, geometry: Geometry, *, preallocate: bool = False) -> No
             try:
                 sealed = seal_grown(volume, geometry)
             except SpaceShort:
-                volume.admit(GROW_COST, Tier.SYSTEM)  # brings it forward, or says that there is none
+                _bring_forward(volume)
+            except NoSpace:
+                renounce(volume)
+                raise
     try:
         sealed.write_out()
     except BaseException as error:
         volume.publish_failed(sealed, error)
         raise
     volume.publish(sealed)
+
+
+def _bring_forward(volume: Volume) -> None:
+    """Frees what can be freed. Raises NoSpace where that is not enough."""
+    try:
+        volume.admit(GROW_COST, Tier.SYSTEM)
+    except NoSpace:
+        renounce(volume)
+        raise

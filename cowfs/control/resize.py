@@ -1,0 +1,54 @@
+"""The command `resize`: another size for a volume, larger also while it is in use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cowfs.control.sizes import parse_new_size
+from cowfs.control.specification import Arguments, Specification
+from cowfs.control.wire import Reply
+from cowfs.errors import Busy, NotSupported
+from cowfs.ondisk.geometry import Geometry
+from cowfs.storage import resize as r
+from cowfs.storage.volume import Volume
+
+if TYPE_CHECKING:
+    from cowfs.control.host import Host
+
+
+async def _resize(arguments: Arguments, host: Host) -> Reply:
+    """Sizes in the reply are bytes, of the whole volume with its slots."""
+    volume = host.filesystem.volume
+    if volume.foreign:
+        raise NotSupported("a foreign volume is never written")
+    if volume.geometry.base:
+        raise NotSupported("a part of an image keeps its size")
+    old = volume.geometry
+    text = arguments.words[0].decode("utf-8", "surrogateescape")
+    geometry = r.geometry_of(volume, parse_new_size(text, old.end, volume.device.size()))
+    preallocate, dry_run = arguments.flag("preallocate"), arguments.flag("dry-run")
+    if host.scrubber.running:
+        raise Busy("a scrub is running: stop it first, or wait for its end")
+    if geometry.num_blocks > old.num_blocks:
+        r.check_growth(volume, geometry)
+        if not dry_run:
+            await host.grow(geometry, preallocate=preallocate)
+    elif geometry.num_blocks < old.num_blocks:
+        raise NotSupported("a volume cannot be made smaller")
+    return _reply(volume, old, geometry) | ({"dry_run": True} if dry_run else {})
+
+
+def _reply(volume: Volume, old: Geometry, new: Geometry) -> Reply:
+    return {
+        "image": volume.device.name,
+        "block_size": new.block_size,
+        "old_size": old.end,
+        "size": new.end,
+        "old_blocks": old.num_blocks,
+        "blocks": new.num_blocks,
+    }
+
+
+COMMANDS: dict[str, Specification] = {
+    "resize": Specification(_resize, 1, 1, options=frozenset({"dry-run", "preallocate"}), reads="dry-run"),
+}
