@@ -81,6 +81,7 @@ class CommitScheduler:
         self._growing = trio.Lock()
         self._always_read_only = volume.read_only
         self._failure: CowfsError | None = None
+        self._writer = trio.CapacityLimiter(1)  # of its own: threads may be waiting for requests that wait for a commit
         self._wanted = trio.Event()
         self._reclaimable = trio.Event()
         self._reclaimable.set()
@@ -245,7 +246,7 @@ class CommitScheduler:
         volume = self._volume
         try:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(sealed.write_out)
+                await trio.to_thread.run_sync(sealed.write_out, limiter=self._writer)
         except CowfsError as error:
             self._fail(error)
             volume.publish_failed(sealed, error)

@@ -220,6 +220,34 @@ async def _release_when_cancelled(scope: trio.CancelScope, books: Books) -> None
     books.let_write.set()
 
 
+def test_a_commit_finds_a_thread_when_all_others_wait_for_it() -> None:
+    """Many commands may have the kernel write back at once, and the WRITEs that it sends may need a commit to go on."""
+    books = Books()
+    commits = scheduler(books)
+    written_back = threading.Event()
+    durable: list[int] = []
+
+    async def give_up() -> None:
+        await trio.sleep(10)
+        written_back.set()
+
+    async def main() -> None:
+        books.changes = 1
+        threads = trio.to_thread.current_default_thread_limiter()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(give_up)
+            for _ in range(int(threads.total_tokens)):
+                nursery.start_soon(trio.to_thread.run_sync, written_back.wait)
+            await until(lambda: threads.available_tokens == 0)
+            await commits.commit()
+            durable.append(0 if written_back.is_set() else books.durable)
+            written_back.set()
+            nursery.cancel_scope.cancel()
+
+    run(main)
+    assert durable == [1]
+
+
 def test_a_failed_commit_fails_all_who_wait_and_all_who_come() -> None:
     books = Books()
     books.failure = DeviceError("the disk is gone")
