@@ -11,7 +11,7 @@ import click
 from cowfs import control
 from cowfs.cli.output import printable, show_json, show_table, size_text
 from cowfs.cli.target import carry_out, mount_of
-from cowfs.errors import NotSupported
+from cowfs.errors import NotSupported, ReadOnly
 
 _TARGET = click.argument("target", metavar="IMAGE|MNT", type=click.Path(readable=False))
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -107,13 +107,16 @@ def delete(target: str, names: tuple[str, ...], wait: bool, dry_run: bool, as_js
 
 
 def _wait_for_reclaim(target: str) -> None:
-    """Shows how the reclaim queue shrinks, where somebody looks on."""
+    """Shows how the reclaim queue shrinks, where somebody looks on. Raises ReadOnly where it does not any more."""
     waiting = carry_out(target, control.INFO)["reclaim"]
     with click.progressbar(length=waiting, label="freeing space") as bar:
         done = 0
         while waiting > 0:
             time.sleep(WAIT_SECONDS)
-            waiting = carry_out(target, control.INFO)["reclaim"]
+            reply = carry_out(target, control.INFO)
+            if reply["read_only"]:
+                raise ReadOnly(f"deleted, but the space does not become free: {reply['read_only_reason']}")
+            waiting = reply["reclaim"]
             if bar.length is not None and bar.length - waiting > done:
                 bar.update(bar.length - waiting - done)
                 done = bar.length - waiting

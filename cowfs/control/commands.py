@@ -80,7 +80,7 @@ def describe(filesystem: Filesystem) -> Reply:
         "inodes_free": space.files_free,
         "snapshots": 0 if volume.foreign else volume.forest.named_count,
         "policy": None if rolling is None else rolling.to_json(),
-        "reclaim": 0 if volume.foreign else volume.reclaim.count,
+        "reclaim": 0 if volume.foreign else volume.reclaim.ready,
         "serial": volume.serial,
         "formatted": record.ctime,
         "read_only": volume.read_only,

@@ -73,7 +73,7 @@ class Host(Protocol):
         ...
 
     async def reclaimed(self) -> None:
-        """Returns when what was deleted is free."""
+        """Returns when what was deleted is free. Raises ReadOnly where it will not be."""
         ...
 
     async def work(self, steps: Steps[R]) -> R:

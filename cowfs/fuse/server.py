@@ -169,6 +169,7 @@ class Server:
         while volume.reclaim.ready and not volume.read_only:
             self.commits.start_reclaim()
             await trio.sleep(RECLAIM_POLL_SECONDS)
+        volume.check_writable()
 
     async def work(self, steps: Steps[R]) -> R:
         """Computes it a slice at a time, with requests in between."""

@@ -24,7 +24,7 @@ class ReclaimQueue:
         """How many wait for it not to be worked off; who needs the space does it all the same."""
         self.popped = 0
         """Entries taken out so far."""
-        self._postponed = 0  # the lowest entries, which the device could not read in this session
+        self._postponed = 0  # the lowest entries, which could not be read in this session
         if count * f.ReclaimEntry.SIZE > tree.size:
             raise Corrupt("reclaim queue", wanted=f"at most {tree.size} bytes", found=f"{count} entries")
 
@@ -39,23 +39,25 @@ class ReclaimQueue:
         self.tree.load(start, count * f.ReclaimEntry.SIZE)
 
     def push(self, block: int, kind: int, level: int) -> None:
-        """Queues a subtree, with the one reference that its parent held."""
+        """Queues a subtree, with the one reference that its parent held. Raises Corrupt, DeviceError, with nothing queued."""
         entry = f.ReclaimEntry(block, kind, level)
         self.tree.write(self.count * f.ReclaimEntry.SIZE, entry.pack())
         self.count += 1
 
     def pop(self) -> f.ReclaimEntry | None:
-        """The entry queued last, None if none is ready. Raises Corrupt for an impossible one."""
+        """The entry queued last, None if none is ready. Raises Corrupt, DeviceError, before anything changes."""
         if not self.ready:
             return None
         size = f.ReclaimEntry.SIZE
         entry = f.ReclaimEntry.unpack(self.tree.read((self.count - 1) * size, size))
-        if entry.kind >= f.KIND_COUNT or entry.level > f.LEVEL_MAX:
-            raise Corrupt("reclaim entry", block=entry.block, wanted="a kind and level", found=entry.to_text())
         self.tree.write((self.count - 1) * size, bytes(size))
         self.count -= 1
         self.popped += 1
         return entry
+
+    def give_up(self) -> None:
+        """What is queued now waits until the volume is next opened: the queue itself cannot be read."""
+        self._postponed = self.count
 
     def postpone(self, entry: f.ReclaimEntry) -> None:
         """Puts an entry back, to be tried again when the volume is next opened."""

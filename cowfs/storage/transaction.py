@@ -128,7 +128,10 @@ class Transaction:
         return counts
 
     def drop(self, pointer: int, kind: int, level: int) -> None:
-        """A parent lets go of a subtree: its block loses one parent, or, with none left, is freed or queued."""
+        """A parent lets go of a subtree: its block loses one parent, or, with none left, is freed or queued.
+
+        Where the queue has rotted, the subtree stays allocated: that must not keep its file from being removed.
+        """
         if self.is_hole(pointer):
             return
         self.changes += 1
@@ -138,8 +141,11 @@ class Transaction:
         extra = self.spacemap.extra_parents(pointer)
         if extra:
             self.spacemap.set_extra_parents(pointer, extra - 1)
-        else:
+            return
+        try:
             self.reclaim.push(pointer, kind, level)
+        except Corrupt as error:
+            self.on_leak(f"blocks that were freed stay allocated: {error}")
 
     def check_drop(self, blocks: list[Child]) -> None:
         """Reads all that dropping these blocks needs, before anything changes. Raises Corrupt, DeviceError."""
@@ -194,27 +200,34 @@ class Transaction:
     def reclaim_one(self) -> int:
         """Works off one entry of the reclaim queue; returns the number of blocks looked at, 0 if it was empty.
 
-        A block that the device cannot read waits for the next session. One with a wrong checksum, or that points where
-        nothing can be, is left allocated with all below it: space is lost, nothing else; `check` finds it. `on_leak` is
-        told of both.
+        A block that the device cannot read waits for the next session; so does all that is queued where the queue cannot be
+        read. A block with a wrong checksum, or that points where nothing can be, is left allocated with all below it, and so
+        is what an impossible entry led to: space is lost, nothing else; `check` finds it. `on_leak` is told of all these.
         """
-        entry = self.reclaim.pop()
+        try:
+            entry = self.reclaim.pop()
+        except (Corrupt, DeviceError) as error:
+            self.reclaim.give_up()
+            self.on_leak(f"what was freed stays allocated until the volume is next opened: {error}")
+            return 0
         if entry is None:
             return 0
         self.changes += 1
         block, kind, level = entry.block, entry.kind, entry.level
-        extra = self.spacemap.extra_parents(block)
-        if extra:
-            self.spacemap.set_extra_parents(block, extra - 1)
-            return 1
         try:
-            found = children(self.store, self.zero_blocks, self.store.read(block), kind, level)
+            if kind >= f.KIND_COUNT or level > f.LEVEL_MAX:
+                raise Corrupt("reclaim entry", wanted="a kind and level", found=entry.to_text())
+            extra = self.spacemap.extra_parents(block)
+            found = [] if extra else children(self.store, self.zero_blocks, self.store.read(block), kind, level)
         except DeviceError as error:
             self.reclaim.postpone(entry)
             self.on_leak(f"blocks that were freed stay allocated until the volume is next opened: {error}")
             return 1
         except Corrupt as error:
             self.on_leak(f"blocks that were freed stay allocated: {error}")
+            return 1
+        if extra:
+            self.spacemap.set_extra_parents(block, extra - 1)
             return 1
         count = self._drop_all(found, kind, level)
         self.drop_data(block, 1)
