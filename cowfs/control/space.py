@@ -54,9 +54,10 @@ async def _df(arguments: Arguments, host: Host) -> Reply:
     rows: dict[int, Usage] = {}
 
     async def count_fixed(accounts: Accounts, kept: list[Tree]) -> None:
+        rows.clear()  # what was counted before counting began anew is of another moment
         rows[0] = await host.work(accounts.tree(kept[0]))
         for info in infos:
-            if not info.writable and info.id not in rows:
+            if not info.writable:
                 with contextlib.suppress(NotFound):  # it was deleted meanwhile
                     (tree,) = _trees(host, [info])
                     rows[info.id] = await host.work(accounts.tree(tree))
