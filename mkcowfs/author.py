@@ -115,12 +115,21 @@ class Author:
         return number
 
     def _make(self, entry: Entry, where: int, name: bytes) -> Attributes | None:
-        """The new object, or the directory that is there already; None for a further name of another."""
+        """The new object, or the directory that is there already; None for a further name of another.
+
+        What had the name before goes, but for a directory, which only a directory can follow.
+        """
         filesystem, kind, caller = self._filesystem, stat.S_IFMT(entry.mode), Caller(entry.uid, entry.gid)
         linked = None if entry.link is None else self._find(entry.link)
-        there = self._remove(where, name, entry, linked)
-        if there is not None:
+        there = self._there(where, name)
+        if there is not None and there.ino == linked:
+            return None  # the same name of the same object once more
+        if there is not None and stat.S_ISDIR(there.mode):
+            if linked is not None or kind != stat.S_IFDIR:
+                raise IsADirectory("a directory of that name came before it")
             return there
+        if there is not None:
+            filesystem.unlink(where, name)
         if linked is not None:
             before = filesystem.getattr(linked)
             ctime_ns = before.ctime_ns
@@ -146,20 +155,12 @@ class Author:
                 raise NotFound(f"it is a link to {os.fsdecode(path)}, which did not come before it") from None
         return number
 
-    def _remove(self, where: int, name: bytes, entry: Entry, linked: int | None) -> Attributes | None:
-        """Makes room for an object whose name is taken; a directory stays, and is returned, for a directory."""
+    def _there(self, where: int, name: bytes) -> Attributes | None:
+        """What has the name already."""
         try:
-            there = self._filesystem.lookup(where, name)
+            return self._filesystem.lookup(where, name)
         except NotFound:
             return None
-        if stat.S_ISDIR(there.mode):
-            if linked is None and stat.S_ISDIR(entry.mode):
-                return there
-            raise IsADirectory("a directory of that name came before it")
-        if there.ino == linked:
-            raise SourceError(entry.path, "it is a link to itself")
-        self._filesystem.unlink(where, name)
-        return None
 
     def _write(self, ino: int, entry: Entry) -> None:
         """The contents, without the blocks that hold only zeros."""

@@ -257,7 +257,8 @@ class Plan:
         empty = Geometry(self.block_size, 0, self.order)
         blocks = (size - empty.end) // self.block_size
         if size < f.VOLUME_SIZE_MIN or blocks > f.BLOCK_COUNT_MAX:
-            raise InvalidArgument(f"{size} bytes are too {'few' if blocks <= 0 else 'many'} for a volume")
+            wanted = f"at least {f.VOLUME_SIZE_MIN} bytes" if size < f.VOLUME_SIZE_MIN else "larger blocks"
+            raise InvalidArgument(f"{size} bytes in blocks of {self.block_size} are no volume: it needs {wanted}")
         return Geometry(self.block_size, blocks, self.order)
 
 

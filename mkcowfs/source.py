@@ -19,7 +19,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from io import BufferedReader
 from lzma import LZMAError
 from typing import BinaryIO, Final, cast
@@ -29,6 +29,7 @@ from cowfs.errors import CowfsError, InvalidArgument
 NANOSECONDS: Final = 1_000_000_000
 CELL: Final = 1 << 20
 """Contents are handed on in cells of so many bytes of the file, whole ones, so that their layout depends on them alone."""
+ID_MAX: Final = 0xFFFF_FFFF
 _XATTR_KEY: Final = "SCHILY.xattr."
 _TAR_TYPES: Final = {
     **dict.fromkeys((tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE), stat.S_IFREG),
@@ -266,6 +267,10 @@ def read_tar(stream: BinaryIO, name: str) -> Iterator[Entry]:
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Entry:
     path = _relative(member.name)
+    if not (0 <= member.uid <= ID_MAX and 0 <= member.gid <= ID_MAX):
+        raise SourceError(
+            path, f"user {member.uid} and group {member.gid} do not both fit into 32 bits", errno.EOVERFLOW
+        )
     entry = Entry(path, 0, member.uid, member.gid, _mtime(member))
     if member.islnk():
         entry.mode, entry.link = stat.S_IFREG, _relative(member.linkname)
@@ -277,7 +282,7 @@ def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Entry:
     if kind == stat.S_IFLNK:
         entry.target = _bytes(member.linkname)
     elif kind in (stat.S_IFCHR, stat.S_IFBLK):
-        entry.rdev = os.makedev(member.devmajor, member.devminor)
+        entry.rdev = _device(path, member)
     elif kind == stat.S_IFREG:
         entry.size = member.size
         entry.data = lambda: _read_member(archive, member, path)
@@ -318,11 +323,19 @@ def _relative(name: str) -> bytes:
     return b"/".join(parts)
 
 
+def _device(path: bytes, member: tarfile.TarInfo) -> int:
+    try:
+        return os.makedev(member.devmajor, member.devminor)
+    except (OverflowError, ValueError):
+        what = f"device number {member.devmajor}:{member.devminor} cannot be"
+        raise SourceError(path, what, errno.EINVAL) from None
+
+
 def _mtime(member: tarfile.TarInfo) -> int:
     """Nanoseconds; the archive's own digits, where it has a fraction."""
     try:
         return int(Decimal(member.pax_headers.get("mtime", str(member.mtime))) * NANOSECONDS)
-    except (InvalidOperation, ValueError, OverflowError):
+    except (ArithmeticError, ValueError):
         return 0
 
 

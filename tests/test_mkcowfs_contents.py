@@ -40,10 +40,10 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, data: bytes = b"", **more: 
     return info, data
 
 
-def archive(*members: Member) -> bytes:
-    """A pax archive."""
+def archive(*members: Member, form: int = tarfile.PAX_FORMAT) -> bytes:
+    """An archive, with pax headers where nothing else is wanted."""
     raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT, errors="surrogateescape") as tar:
+    with tarfile.open(fileobj=raw, mode="w", format=form, errors="surrogateescape") as tar:
         for info, data in members:
             tar.addfile(info, io.BytesIO(data))
     return raw.getvalue()
@@ -270,13 +270,32 @@ def failing(tmp_path: Path, capsys: pytest.CaptureFixture[str], source: object, 
         ([member("f"), member("f/g")], "f/g: Not a directory"),
         ([member("v", b"V")], "v: a member of type b'V', which is none of a file"),
         ([member("x", pax_headers={"SCHILY.xattr.other.x": "1"})], "x: extended attributes are user., trusted., "),
+        ([member("u", uid=1 << 33)], "u: user 8589934592 and group 0 do not both fit into 32 bits"),
+        ([member("g", gid=-5)], "g: user 0 and group -5 do not both fit into 32 bits"),
+        ([member("c", tarfile.CHRTYPE, devmajor=1 << 40)], "c: device number 1099511627776:0 cannot be"),
     ],
 )
 def test_a_failure_names_the_path(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], members: list[Member], wanted: str
 ) -> None:
-    (tmp_path / "tar").write_bytes(archive(*members))
+    form = tarfile.GNU_FORMAT if members[0][0].name in ("g", "c") else tarfile.PAX_FORMAT
+    (tmp_path / "tar").write_bytes(archive(*members, form=form))
     assert failing(tmp_path, capsys, tmp_path / "tar").startswith(wanted)
+
+
+@pytest.mark.parametrize("time", ["1e999999", "-1e999999", "inf", "nan", "1e30", "-1e30"])
+def test_a_time_that_cannot_be_is_the_nearest_or_none(tmp_path: Path, time: str) -> None:
+    (tmp_path / "tar").write_bytes(archive(member("file", pax_headers={"mtime": time})))
+    make(tmp_path / "image", tmp_path / "tar")
+
+
+def test_an_archive_may_bring_the_same_link_twice(tmp_path: Path) -> None:
+    """As tar(1) does when it is told a name twice."""
+    links = [member("b", tarfile.LNKTYPE, linkname="a"), member("a", tarfile.LNKTYPE, linkname="a")]
+    (tmp_path / "tar").write_bytes(archive(member("a", data=b"x"), *links, *links))
+    found = contents(make(tmp_path / "image", tmp_path / "tar"))
+    assert sorted(found) == [b"", b"/a", b"/b"]
+    assert found[b"/a"] == found[b"/b"]
 
 
 def test_failures_of_the_source_and_of_space(tmp_path: Path, capsys: pytest.CaptureFixture[str], tar: Path) -> None:
@@ -302,6 +321,9 @@ def test_options_that_do_not_go_together(tmp_path: Path, capsys: pytest.CaptureF
     ):
         assert run([str(tmp_path / "image"), *options]) == 2, options
         assert len(capsys.readouterr().err.splitlines()) == 1
+    small = ["--size", "700K", "--from", ".", "--profile", "qnx6", "--block-size", "512"]
+    assert run([str(tmp_path / "image"), *small]) == 2
+    assert "at least 1048576 bytes" in capsys.readouterr().err
 
 
 def test_an_existing_file_is_made_to_fit_only_by_force(
