@@ -57,6 +57,12 @@ class NotAVolume(CowfsError):
     errno = errno.EINVAL
 
 
+class BaseChanged(CowfsError):
+    """The base of an overlay is not, or not any more, the volume state that the overlay was made on."""
+
+    errno = errno.ESTALE
+
+
 class Unsupported(CowfsError):
     """A volume of the family, but with a feature, an order or a size that this version does not handle."""
 

@@ -17,6 +17,7 @@ from typing import Final
 from cowfs.check import counts as c
 from cowfs.check import problem as p
 from cowfs.check.directories import GaveUp, Work
+from cowfs.check.layers import LayersBelow
 from cowfs.check.namespace import NamespaceCheck
 from cowfs.check.reader import BlockReader, State
 from cowfs.check.slots import COUNTER_MAX, check_boot_block, choose, read_slots
@@ -81,6 +82,9 @@ def examine(
         _check_records(report, state)
         c.check_references(walk, reader, report)
         c.check_sums(walk, reader, report)
+        layers = LayersBelow(device)
+        layers.check_numbers(walk, reader, report)
+        layers.check_own_contents(reader, report)
     _check_names(walk, reader, report, trees)
     counts = report.counts
     counts.blocks = walk.usage.num_blocks
@@ -150,6 +154,14 @@ def _check_records(report: p.Report, state: State) -> None:
         report.add(p.EXTENSION_FIELD, f"resizing: 0 or 1 wanted, {extension.resizing} found")
     if extension.spare_0c0:
         report.add(p.EXTENSION_FIELD, "spare_0c0 is not 0")
+    overlay = extension.overlay
+    if not extension.incompatible & f.INCOMPATIBLE_OVERLAY and overlay != f.OverlayState(
+        base_snapshot=overlay.base_snapshot,
+        spent=overlay.spent,
+        buried_free=overlay.buried_free,
+        buried_system=overlay.buried_system,
+    ):
+        report.add(p.EXTENSION_FIELD, f"no overlay, but {overlay.to_text()}")
     for name in ("generation", "snapshot_id"):
         if getattr(extension, name) >= COUNTER_MAX:
             report.add(p.EXTENSION_FIELD, f"{name} {getattr(extension, name)} cannot be")

@@ -33,6 +33,7 @@ _SNAPSHOT_FLAGS: Final = (
     (f.SNAPSHOT_PROTECTED, "protected"),
     (f.SNAPSHOT_PIN, "pin"),
     (f.SNAPSHOT_AUTOMATIC, "automatic"),
+    (f.SNAPSHOT_BASE, "base"),
 )
 _HEX_FIELDS: Final = frozenset({"magic", "checksum", "flags", "compatible", "read_only_compatible", "incompatible"})
 _OCTAL_FIELDS: Final = frozenset({"mode"})
@@ -115,6 +116,12 @@ def _boot(view: View, _: list[str]) -> Iterator[str]:
     if pointer.magic == f.SLOT_POINTER_MAGIC:
         yield f"pointer to slot 2, byte {f.SLOT_POINTER_OFFSET:#x}"
         yield from fields(pointer)
+    for offset in f.BASE_NAME_OFFSETS:
+        name = f.BaseName.unpack(raw, offset)
+        if name.magic == f.BASE_NAME_MAGIC:
+            path = raw[offset + name.SIZE : offset + name.SIZE + min(name.length, f.BASE_PATH_MAX)]
+            yield f"name of the base, byte {offset:#x}: {_shown(path)}"
+            yield from fields(name)
 
 
 def _manifest(view: View, _: list[str]) -> Iterator[str]:

@@ -132,6 +132,10 @@ FREE_INODES: Final = _error(507, "free-inodes", "the number of free inodes is wr
 INODE_HINT: Final = _error(508, "inode-hint", "a free inode is lower than the hint says")
 LONG_NAME_HINT: Final = _error(509, "long-name-hint", "a free long-name slot is lower than the hint says")
 SYSTEM_BLOCKS: Final = _error(510, "system-blocks", "the number of blocks of the volume's own trees is wrong")
+BURIED_BLOCKS: Final = _error(511, "buried-blocks", "the numbers of blocks that a layer below uses are wrong")
+BURIED_WRITTEN: Final = _error(
+    512, "buried-written", "an overlay has other contents for a block that a layer below uses"
+)
 
 # --- queues and tables ---
 RECLAIM_QUEUE: Final = _error(601, "reclaim-queue", "the reclaim queue is shorter than its count")
@@ -144,6 +148,9 @@ NOT_CHECKED: Final = _error(607, "not-checked", "sharing is so tangled that a tr
 SNAPSHOT_INDEX: Final = _error(609, "snapshot-index", "the index does not lead to all snapshots, or leads elsewhere")
 SETTINGS_CONTENTS: Final = _error(610, "settings", "the settings are malformed")
 PINS: Final = _error(611, "pins", "the chain of pins does not lead to all of them, or leads elsewhere")
+BASE_TREES: Final = _error(
+    613, "base-trees", "the chain of the bases' trees does not lead to all of them, or elsewhere"
+)
 PINS_LEFT: Final = _note(612, "pins-left", "trees are kept for computations that were broken off")
 SNAPSHOTS_NOT_CHECKED: Final = _note(608, "snapshots-not-checked", "names in some snapshots were not looked through")
 

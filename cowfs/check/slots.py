@@ -245,7 +245,7 @@ def _read_slot(device: Device, offset: int, number: int, slot1_offset: int) -> S
         return Invalid(str(error))
     for order in ORDERS:
         superblock = f.Superblock.unpack(raw, 0, order)
-        if superblock.magic == f.QNX_MAGIC:
+        if superblock.magic in (f.QNX_MAGIC, f.OVERLAY_MAGIC):
             break
     else:
         return Invalid("no magic number")
@@ -267,7 +267,7 @@ def _read_slot(device: Device, offset: int, number: int, slot1_offset: int) -> S
 def _read_extension(raw: bytes, number: int, geometry: Geometry, superblock: f.Superblock) -> State | Invalid:
     anchor = superblock.anchor
     if anchor.magic != f.ANCHOR_MAGIC:
-        if superblock.flags & f.SB_FLAG_INCOMPATIBLE:
+        if superblock.flags & f.SB_FLAG_INCOMPATIBLE or superblock.magic == f.OVERLAY_MAGIC:
             return Invalid("it has the flag of a cowfs volume and no anchor", superblock, geometry, odd=True)
         return State(number, geometry, superblock, None, [])
     if geometry.order != "<" or geometry.block_size not in f.BLOCK_SIZES or geometry.slot1 != f.SLOT1_OFFSET:
@@ -291,6 +291,8 @@ def _read_extension(raw: bytes, number: int, geometry: Geometry, superblock: f.S
         )
     if superblock.serial >= COUNTER_MAX:
         return Invalid(f"commit {superblock.serial} cannot be", superblock, geometry, odd=True)
+    if bool(extension.incompatible & f.INCOMPATIBLE_OVERLAY) != (superblock.magic == f.OVERLAY_MAGIC):
+        return Invalid("a volume by its magic number, an overlay by its features, or the reverse", superblock, odd=True)
     if header.count > f.MANIFEST_ENTRY_MAX:
         return Invalid(f"a manifest of {header.count} entries", superblock, geometry, odd=True)
     start = f.MANIFEST_OFFSET + f.ManifestHeader.SIZE

@@ -12,7 +12,15 @@ from cowfs.check.trees import FileTree
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
 
-KNOWN_FLAGS = f.SNAPSHOT_WRITABLE | f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PROTECTED | f.SNAPSHOT_PIN | f.SNAPSHOT_AUTOMATIC
+KNOWN_FLAGS = (
+    f.SNAPSHOT_WRITABLE
+    | f.SNAPSHOT_INTERNAL
+    | f.SNAPSHOT_PROTECTED
+    | f.SNAPSHOT_PIN
+    | f.SNAPSHOT_AUTOMATIC
+    | f.SNAPSHOT_BASE
+)
+BASE_FLAGS = f.SNAPSHOT_INTERNAL | f.SNAPSHOT_BASE
 PIN_FLAGS = f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PIN
 NEVER_AUTOMATIC = f.SNAPSHOT_WRITABLE | f.SNAPSHOT_INTERNAL
 
@@ -38,6 +46,7 @@ def check_snapshots(reader: BlockReader, report: p.Report, extension: f.Extensio
     names: set[bytes] = set()
     indexed: dict[int, int] = {}  # by place plus 1, the hash of the name
     pins: dict[int, int] = {}  # by place plus 1, what follows in the chain
+    bases: dict[int, int] = {}
     for place, record in snapshot_records(reader, extension.snapshots):
         failure = _record_failure(record, extension)
         if failure:
@@ -51,10 +60,13 @@ def check_snapshots(reader: BlockReader, report: p.Report, extension: f.Extensio
             indexed[place + 1] = crc32c(name)
         if record.flags & f.SNAPSHOT_PIN:
             pins[place + 1] = record.next_pin
+        if record.flags & f.SNAPSHOT_BASE:
+            bases[place + 1] = record.next_pin
         trees.append(FileTree(record.id, record.inode, record.longfile, record.num_inodes, record.free_inodes))
     if len(trees) != extension.snapshot_count:
         report.add(p.SNAPSHOT_COUNT, f"{len(trees)} counted, {extension.snapshot_count} found")
     _check_pins(report, extension, pins)
+    _check_bases(report, extension.overlay, bases)
     _check_index(reader, report, extension.snapshot_index, indexed)
     return trees
 
@@ -73,6 +85,20 @@ def _check_pins(report: p.Report, extension: f.Extension, pins: dict[int, int]) 
         following = pins.pop(following)
     if pins:
         report.add(p.PINS, f"{len(pins)} are not in it")
+
+
+def _check_bases(report: p.Report, overlay: f.OverlayState, bases: dict[int, int]) -> None:
+    """The chain leads to each base's tree once and ends, and there are as many as the overlay needs, and those it does not."""
+    if len(bases) != overlay.depth + overlay.spent:
+        report.add(p.BASE_TREES, f"{len(bases)} counted for {overlay.depth} layers and {overlay.spent} of no use")
+    following = overlay.base_snapshot
+    while following:
+        if following not in bases:
+            report.add(p.BASE_TREES, f"place {following - 1} has none, or one that was there before")
+            return
+        following = bases.pop(following)
+    if bases:
+        report.add(p.BASE_TREES, f"{len(bases)} are not in it")
 
 
 def _check_index(reader: BlockReader, report: p.Report, root: f.RootNode, indexed: dict[int, int]) -> None:
@@ -123,7 +149,9 @@ def _record_failure(record: f.SnapshotRecord, extension: f.Extension) -> str:
         return f"unknown flags {record.flags:#x}"
     if record.flags & f.SNAPSHOT_PIN and record.flags != PIN_FLAGS:
         return f"a pin with flags {record.flags:#x}"
-    if record.next_pin and not record.flags & f.SNAPSHOT_PIN:
+    if record.flags & f.SNAPSHOT_BASE and record.flags != BASE_FLAGS:
+        return f"a base's tree with flags {record.flags:#x}"
+    if record.next_pin and not record.flags & (f.SNAPSHOT_PIN | f.SNAPSHOT_BASE):
         return f"no pin, but pin {record.next_pin} follows"
     if record.flags & f.SNAPSHOT_AUTOMATIC and record.flags & NEVER_AUTOMATIC:
         return f"flags {record.flags:#x}: only snapshots with a name can be automatic"

@@ -260,7 +260,21 @@ class Snapshots:
         another object afterwards.
         """
         target = self.find(name)
-        save_as = None if discard else self._name_by_time(BEFORE_ROLLBACK, self._clock())
+        return self._go_back(target, None if discard else self._name_by_time(BEFORE_ROLLBACK, self._clock()))
+
+    def reset(self, keep: bytes | None = None) -> SnapshotInfo | None:
+        """The live tree of an overlay becomes that of its base. The present is kept under a name, if one is given: its record.
+
+        Snapshots and clones stay. Raises NotSupported where there is no base, and what `roll_back` does. `live` is another
+        object afterwards.
+        """
+        place = self.volume.forest.base_place
+        self.volume.check_writable()
+        if keep is not None:
+            self._table.check_new_name(keep)
+        return self._go_back(_info(place, self._table.get(place)), keep)
+
+    def _go_back(self, target: SnapshotInfo, save_as: bytes | None) -> SnapshotInfo | None:
         OrphanList(self.volume, self.filesystem(target).inodes)  # read once more when it is the live tree's
         self._make_ready(self.volume.forest.take_cost, Tier.SYSTEM)
         with self.volume.operation():

@@ -42,6 +42,7 @@ ZERO_BLOCK_COUNT: Final = 4  # Z0 .. Z3
 
 # --- the superblock record -------------------------------------------------------------------------------------------
 QNX_MAGIC: Final = 0x68191122
+OVERLAY_MAGIC: Final = 0x6C764F63  # "cOvl" on the medium: no reader of the family takes an overlay for a whole volume
 RECORD_SIZE: Final = 0x200
 CRC_START: Final = 8  # the record's CRC covers bytes 8..511
 SB_FLAG_LONG_NAME_CHECKSUMS: Final = 0x100
@@ -60,15 +61,22 @@ FORMAT_VERSION: Final = 1  # of the bytes, not of the software
 
 # Feature words, with ext4's meaning: an unknown compatible bit is ignored, an unknown read-only compatible bit forbids
 # writing, an unknown incompatible bit forbids everything.
+READ_ONLY_COMPATIBLE_SEALED: Final = 0x1  # the volume is a base and must not change
+INCOMPATIBLE_OVERLAY: Final = 0x1  # blocks that the base uses lie there, not here
 COMPATIBLE_KNOWN: Final = 0
-READ_ONLY_COMPATIBLE_KNOWN: Final = 0
-INCOMPATIBLE_KNOWN: Final = 0
+READ_ONLY_COMPATIBLE_KNOWN: Final = READ_ONLY_COMPATIBLE_SEALED
+INCOMPATIBLE_KNOWN: Final = INCOMPATIBLE_OVERLAY
+LAYERS_MAX: Final = 16  # layers below an overlay
 
 # --- the boot block --------------------------------------------------------------------------------------------------
 BOOT_JUMP: Final = b"\xeb\x10\x90\x00"
 BOOT_SECTOR_SIZE: Final = 512
 SLOT_POINTER_OFFSET: Final = 0x200  # in the boot block
 SLOT_POINTER_MAGIC: Final = b"cowfsSl2"
+BASE_NAME_OFFSETS: Final = (0x400, 0x1200)  # of an overlay: two places for the name of its base, written in turn
+BASE_NAME_SIZE: Final = 0xE00  # of each place
+BASE_NAME_MAGIC: Final = b"cowfsBas"
+BASE_PATH_MAX: Final = BASE_NAME_SIZE - 24
 
 # --- inodes ----------------------------------------------------------------------------------------------------------
 INODE_SIZE: Final = 128
@@ -180,13 +188,29 @@ class Superblock(Record):
     anchor: Anchor = nested(0x1EC, Anchor, "magic and checksum of the extension area")
 
 
+@record(64)
+@dataclass(slots=True)
+class OverlayState(Record):
+    """What an overlay says of the layers below it; of a whole volume zeros."""
+
+    base_uuid: bytes = at(0x00, "16s", "UUID of the base", default=bytes(16))
+    base_serial: int = at(0x10, "Q", "serial of the base's newest slot, slot 1")
+    base_checks: tuple[int, ...] = at(0x18, "4I", "state checks of the base's slot 1 and slot 2")
+    base_blocks: int = at(0x28, "I", "num_blocks of the base")
+    buried_free: int = at(0x2C, "I", "blocks that are free here but buried")
+    buried_system: int = at(0x30, "I", "blocks of the bitmap and our own trees that are buried")
+    base_snapshot: int = at(0x34, "I", "place in the snapshot table, plus 1, of the first base tree; 0: there is none")
+    depth: int = at(0x38, "I", "layers below; 0: a whole volume")
+    spent: int = at(0x3C, "I", "of the chain of base trees, so many at its head are of no use and wait to be dropped")
+
+
 EXTENSION_ROOTS: Final = ("checksums", "references", "snapshots", "snapshot_index", "reclaim", "settings")
 MANIFEST_OFFSET: Final = 0x400  # in the extension area
 MANIFEST_ENTRY_SIZE: Final = 8
 MANIFEST_ENTRY_MAX: Final = (EXTENSION_SIZE - MANIFEST_OFFSET - 8) // MANIFEST_ENTRY_SIZE
 
 
-@record(MANIFEST_OFFSET, spare=((0x00C, 4), (0x2E8, 0x118)))
+@record(MANIFEST_OFFSET, spare=((0x00C, 4), (0x328, 0xD8)))
 @dataclass(slots=True)
 class Extension(Record):
     """The fixed part of the extension area. Offsets are bytes from its start (slot + 0x200)."""
@@ -223,6 +247,17 @@ class Extension(Record):
     checksum_checks: tuple[int, ...] = at(
         0x2A8, "16I", "crc32c of the blocks that the checksum tree's top pointers name"
     )
+    overlay: OverlayState = nested(0x2E8, OverlayState, "of an overlay: the layers below")
+
+    @property
+    def is_overlay(self) -> bool:
+        """Whether some of the blocks lie in a base."""
+        return bool(self.incompatible & INCOMPATIBLE_OVERLAY)
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether nothing may be written until it is unsealed."""
+        return bool(self.read_only_compatible & READ_ONLY_COMPATIBLE_SEALED)
 
 
 @record(8)
@@ -265,6 +300,17 @@ class SlotPointer(Record):
     slot2_offset: int = at(0x08, "Q", "byte offset of slot 2")
     block_size: int = at(0x10, "I", "bytes")
     checksum: int = at(0x14, "I", "crc32c of the 20 bytes before")
+
+
+@record(24)
+@dataclass(slots=True)
+class BaseName(Record):
+    """At each of `BASE_NAME_OFFSETS` of an overlay's boot block; the base's path follows, then zeros."""
+
+    magic: bytes = at(0x00, "8s", "'cowfsBas'", default=BASE_NAME_MAGIC)
+    sequence: int = at(0x08, "Q", "the place with the higher one holds the name")
+    length: int = at(0x10, "I", "length of the path in bytes")
+    checksum: int = at(0x14, "I", "crc32c of the 20 bytes before and the path")
 
 
 @record(INODE_SIZE)
@@ -369,6 +415,7 @@ SNAPSHOT_INTERNAL: Final = 0x2
 SNAPSHOT_PROTECTED: Final = 0x4
 SNAPSHOT_PIN: Final = 0x8
 SNAPSHOT_AUTOMATIC: Final = 0x10  # made by the policy for rolling snapshots, which may delete it
+SNAPSHOT_BASE: Final = 0x20  # internal: the live tree of a layer below, to which a reset goes back
 
 
 @record(1024)
@@ -382,7 +429,7 @@ class SnapshotRecord(Record):
     origin: int = at(0x010, "I", "id of the snapshot that it was made from; 0: the live tree")
     num_inodes: int = at(0x014, "I", "inodes in the inode file")
     free_inodes: int = at(0x018, "I", "how many of them are free")
-    next_pin: int = at(0x01C, "I", "of a pin: place of the next older one, plus 1; 0: there is none")
+    next_pin: int = at(0x01C, "I", "of a pin, or a base's tree: place of the next one, plus 1; 0: there is none")
     serial: int = at(0x020, "Q", "serial of the commit that it was made with")
     spare_028: int = at(0x028, "Q", "0")
     inode: RootNode = nested(0x030, RootNode, "root node of the inode file")
@@ -408,3 +455,5 @@ assert Superblock.SIZE == RECORD_SIZE
 assert ANCHOR_OFFSET + Anchor.SIZE == RECORD_SIZE == EXTENSION_OFFSET
 assert Extension.SIZE == MANIFEST_OFFSET
 assert NAME_MAX + LONG_NAME_HEADER_SIZE == BLOCK_SIZES[0]
+assert BASE_NAME_OFFSETS[0] + BASE_NAME_SIZE == BASE_NAME_OFFSETS[1] == BOOT_SIZE - BASE_NAME_SIZE
+assert BASE_PATH_MAX == BASE_NAME_SIZE - BaseName.SIZE

@@ -91,6 +91,11 @@ class Record:
                 values.extend(value)
         return self._structs[order].pack(*values)
 
+    @classmethod
+    def place_of(cls, name: str) -> int:
+        """The byte offset of a field."""
+        return next(item.offset for item in cls.LAYOUT if item.name == name)
+
     def to_text(self) -> str:
         """The record's fields as ``name=value`` words, for dumps and error messages."""
         return " ".join(f"{item.name}={_text(getattr(self, item.name))}" for item in self.LAYOUT)

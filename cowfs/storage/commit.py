@@ -155,10 +155,12 @@ class Sealer:
 
     def _place(self) -> None:
         """Gives every dirty system page a block. Ends: each page and node is placed at most once per generation."""
-        spacemap = self._volume.spacemap
-        assert spacemap is not None
+        spacemap, extension = self._volume.spacemap, self._volume.extension
+        assert spacemap is not None and extension is not None
 
         def free(block: int) -> None:
+            if spacemap.is_buried(block):
+                extension.overlay.buried_system -= 1
             spacemap.free_run(block, 1)
             self._volume.store.forget(block)
 
@@ -216,9 +218,10 @@ class Sealer:
             setattr(extension, name, tree.root_node())
         extension.checksum_checks = tuple(volume.checksums.top_checks)
         system_blocks = extension.system_blocks + sum(tree.block_delta for tree in volume.system_trees)
-        if min(system_blocks, extension.snapshot_count) < 0:
+        if min(system_blocks, extension.snapshot_count, extension.overlay.buried_system) < 0:
             found = f"{extension.snapshot_count} snapshots, {system_blocks} blocks of the system"
             raise Corrupt("a count of the volume was too low", found=found)
         extension.system_blocks = system_blocks
+        extension.overlay.buried_free = spacemap.buried_free
         for tree in volume.system_trees:
             tree.block_delta = 0

@@ -31,7 +31,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, runtime_checkable
 
 from cowfs.errors import Busy, DeviceError, Exists, InvalidArgument, NotSupported, ReadOnly
 from cowfs.ondisk.records import Buffer
@@ -94,6 +94,13 @@ class Device(Protocol):
     def close(self) -> None:
         """Ends the use of the device and its lock. Flushes nothing. May be called twice."""
         ...
+
+
+@runtime_checkable
+class _Cached(Protocol):
+    """A device whose bytes the system keeps copies of."""
+
+    def read_medium(self, offset: int, length: int) -> bytes: ...
 
 
 class FileDevice:
@@ -170,6 +177,12 @@ class FileDevice:
     def is_block_device(self) -> bool:
         """True for a block device, False for a regular file."""
         return self._block_device
+
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        """What is the same for all names of one file or block device, and for no two."""
+        status = os.fstat(self._descriptor)
+        return (0, 0, status.st_rdev) if self._block_device else (1, status.st_dev, status.st_ino)
 
     def size(self) -> int:
         """Length in bytes, as it is now."""
@@ -299,12 +312,30 @@ class FileDevice:
         except OSError as error:
             raise _failure(self.name, "forget its cached pages", error) from error
 
+    def read_medium(self, offset: int, length: int) -> bytes:
+        """As `read`; the system is asked to forget what it keeps of these bytes, so that they come from the medium."""
+        self.forget_cached(offset, length)
+        return self.read(offset, length)
+
     def forget_cached(self, offset: int, length: int) -> None:
         """Has the system forget what it keeps of these bytes, so that reading asks the medium. Only a wish."""
         start = offset // _PAGE_SIZE * _PAGE_SIZE
         end = -(-(offset + length) // _PAGE_SIZE) * _PAGE_SIZE
         with contextlib.suppress(OSError):
             os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
+
+    def data_runs(self) -> Iterator[tuple[int, int]]:
+        """See the function of that name."""
+        at = 0
+        while not self._block_device:
+            try:
+                start = os.lseek(self._descriptor, at, os.SEEK_DATA)
+                at = os.lseek(self._descriptor, start, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing follows
+                    return
+                raise _failure(self.name, "find its data", error) from error
+            yield start, at - start
 
     def close(self) -> None:
         """Closes the descriptors; with them the locks end."""
@@ -338,9 +369,18 @@ class FileDevice:
 
 def read_medium(device: Device, offset: int, length: int) -> bytes:
     """As `Device.read`, past the caches of the system as far as they can be passed. Raises DeviceError."""
-    if isinstance(device, FileDevice):
-        device.forget_cached(offset, length)
-    return device.read(offset, length)
+    return device.read_medium(offset, length) if isinstance(device, _Cached) else device.read(offset, length)
+
+
+def data_runs(device: Device) -> Iterator[tuple[int, int]]:
+    """(offset, length) of the parts of a device that may hold something: a regular file says what was written to it.
+
+    Of a block device, which may hold what was there before, nothing is told; of other devices everything. Raises DeviceError.
+    """
+    if isinstance(device, FileDevice | MemoryDevice):
+        yield from device.data_runs()
+    else:
+        yield 0, device.size()
 
 
 class MemoryDevice:
@@ -374,6 +414,12 @@ class MemoryDevice:
         """All the contents. Mind the size."""
         with self._mutex:
             return self._contents(0, self._size)
+
+    def data_runs(self) -> Iterator[tuple[int, int]]:
+        """See the function of that name."""
+        for number in sorted(self._chunks):
+            start = number * self.CHUNK_SIZE
+            yield start, min(self.CHUNK_SIZE, self._size - start)
 
     def reset_counters(self) -> None:
         """Sets all counters to zero."""
@@ -462,6 +508,19 @@ class MemoryDevice:
                 del self._chunks[number]
             else:
                 self._chunks[number][start:end] = bytes(end - start)
+
+
+def path_beside(name: str, path: bytes) -> str:
+    """The absolute path that `path` means if it stands in the file `name`: a relative one begins in that file's directory."""
+    return os.path.abspath(os.path.join(os.path.dirname(os.path.realpath(name)), os.fsdecode(path)))
+
+
+def path_for(name: StrPath, path: StrPath) -> bytes:
+    """What has to stand in the file `name` to mean `path`: an absolute path stays, another is made relative to that file."""
+    text = os.fsdecode(path)
+    if not os.path.isabs(text):
+        text = os.path.relpath(os.path.realpath(text), os.path.dirname(os.path.realpath(os.fsdecode(name))))
+    return os.fsencode(text)
 
 
 def _open_quietly(name: str, flags: int) -> int:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from cowfs.errors import Corrupt, NotFound, NotPermitted
+from cowfs.errors import Corrupt, NotFound, NotPermitted, NotSupported
 from cowfs.ondisk import format as f
 from cowfs.storage.children import Child
 from cowfs.storage.snapshots import SnapshotTable
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cowfs.storage.volume import Volume
 
 PIN_FLAGS = f.SNAPSHOT_INTERNAL | f.SNAPSHOT_PIN
+BASE_FLAGS = f.SNAPSHOT_INTERNAL | f.SNAPSHOT_BASE
 TREE_COST = 8  # blocks that taking a tree may add, beside the references that have their own reserve
 
 
@@ -131,9 +132,11 @@ class Forest:
 
     @property
     def named_count(self) -> int:
-        """How many snapshots and clones there are, without pins."""
-        assert self._volume.extension is not None
-        return max(0, self.table.count - self._volume.extension.pin_count)
+        """How many snapshots and clones there are, without pins and the trees of layers below."""
+        extension = self._volume.extension
+        assert extension is not None
+        overlay = extension.overlay
+        return max(0, self.table.count - extension.pin_count - overlay.depth - overlay.spent)
 
     def _unchain(self, place: int, record: f.SnapshotRecord) -> None:
         """Takes a pin off the chain, whose length is the number of computations under way."""
@@ -176,6 +179,51 @@ class Forest:
         if record.flags != PIN_FLAGS:
             raise Corrupt("the chain of pins leads to a record that is none", found=following - 1)
         return following - 1, record
+
+    # --- layers below ---
+
+    def keep_base(self, created: int) -> None:
+        """Keeps the live tree as that of the base, for resets; those of the layers below that one follow it in a chain."""
+        volume = self._volume
+        assert volume.tx is not None and volume.extension is not None
+        overlay = volume.extension.overlay
+        volume.tx.add_parents(self._tops(volume.live))
+        record = self._record(b"", b"", BASE_FLAGS, volume.live, created)
+        record.next_pin = overlay.base_snapshot
+        overlay.base_snapshot = self.table.insert(record) + 1
+        self._changed()
+
+    def drop_spent_base(self) -> None:
+        """Lets go of the first base tree, which is of no use: its layer was merged, or copied. Raises Corrupt."""
+        extension = self._volume.extension
+        assert extension is not None
+        place = self._first_base()
+        following = self.table.get(place).next_pin
+        self.drop(place)
+        extension.overlay.base_snapshot = following
+        extension.overlay.spent -= 1
+
+    @property
+    def base_place(self) -> int:
+        """The place of the base's tree in the table. Raises NotSupported where there is no base, Corrupt."""
+        extension = self._volume.extension
+        assert extension is not None
+        if not extension.is_overlay:
+            raise NotSupported("the volume is not an overlay: it has no base to go back to")
+        if extension.overlay.spent:
+            raise Corrupt("the base's tree is not the first one", found=extension.overlay.spent)
+        return self._first_base()
+
+    def _first_base(self) -> int:
+        assert self._volume.extension is not None
+        place = self._volume.extension.overlay.base_snapshot - 1
+        try:
+            flags = self.table.get(place).flags
+        except NotFound:
+            flags = 0
+        if flags != BASE_FLAGS:
+            raise Corrupt("the record of the base's tree is none", found=place)
+        return place
 
     # --- exchanging ---
 
@@ -235,6 +283,7 @@ class Forest:
         superblock.inode, superblock.longfile = record.inode, record.longfile
         superblock.num_inodes, superblock.free_inodes = record.num_inodes, record.free_inodes
         superblock.serial = self._volume.serial
+        superblock.magic = f.QNX_MAGIC  # in a copy of all layers, what is there is a whole volume
         superblock.anchor = f.no_anchor()
         return build_slot(superblock, None, ())[0]
 

@@ -44,7 +44,7 @@ def make_volume(
         raise InvalidArgument(f"a label has at most {f.LABEL_MAX} bytes, a UUID 16")
     if device.size() < geometry.end:
         raise InvalidArgument(f"{device.name} has {device.size()} bytes, the volume needs {geometry.end}")
-    _wipe(device, geometry)
+    wipe(device, geometry)
     volume = empty_volume(device, geometry, label, uuid, now_ns)
     fill_zero_blocks(volume)
     _make_root(volume, now_ns, owner)
@@ -52,17 +52,19 @@ def make_volume(
     write_boot_block(device, geometry)
 
 
-def write_boot_block(device: Device, geometry: Geometry) -> None:
-    """The last step of making a volume: what leads to both slots. Flushes."""
+def write_boot_block(device: Device, geometry: Geometry, base_name: bytes = b"") -> None:
+    """The last step of making a volume: what leads to both slots, and an overlay's `BaseName`. Flushes."""
     head, pointer = slot_pointer(geometry)
     boot = bytearray(f.BOOT_SIZE)
     boot[: len(head)] = head
     boot[f.SLOT_POINTER_OFFSET : f.SLOT_POINTER_OFFSET + len(pointer)] = pointer
+    boot[f.BASE_NAME_OFFSETS[0] : f.BASE_NAME_OFFSETS[0] + len(base_name)] = base_name
     device.write(geometry.base, [boot])
     device.flush()
 
 
-def _wipe(device: Device, geometry: Geometry) -> None:
+def wipe(device: Device, geometry: Geometry) -> None:
+    """Overwrites all places where slots of a volume that was there may be found. Flushes."""
     nothing = bytes(f.SLOT_AREA_SIZE)
     device.write(geometry.base, [bytes(f.BOOT_SIZE)])
     for offset in geometry.slot_offsets:

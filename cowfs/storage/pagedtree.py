@@ -240,6 +240,11 @@ class PagedTree:
                     if excess <= 0:
                         break
 
+    def limit_cache(self, size: int) -> None:
+        """Keeps no more than `size` bytes of clean pages, and of nodes, from now on."""
+        self._page_max = min(self._page_max, max(16, size // self.page_size))
+        self._node_max = min(self._node_max, max(16, size // self.page_size))
+
     def _evict(self, index: int) -> bool:
         if self.evictable is not None and not self.evictable(index):
             return False

@@ -95,6 +95,18 @@ def seal_grown(volume: Volume, geometry: Geometry) -> SealedCommit:
     return volume.seal(complete=True)
 
 
+def begin_larger(volume: Volume, geometry: Geometry) -> None:
+    """Gives more blocks, all of them free, to a volume that no slot names yet. Raises Corrupt, DeviceError."""
+    assert volume.spacemap is not None and volume.tx is not None
+    volume.spacemap.grow(geometry.num_blocks)
+    volume.spacemap.seal()  # no state has the old end
+    volume.spacemap.admit_new()
+    _set_geometry(volume, geometry)
+    volume.moved_from = None
+    volume.measure()
+    volume.tx.changes += 1
+
+
 def _set_geometry(volume: Volume, geometry: Geometry) -> None:
     volume.moved_from = volume.geometry.slot_offsets[1]
     volume.superblock.num_blocks = geometry.num_blocks

@@ -2,15 +2,16 @@
 
 Three views of each bitmap page are kept while it is loaded: `bits` (the open generation's truth, which the next commit
 writes), `committed` (what the last sealed generation says; kept only for pages that the open generation changed) and
-`busy` (bits plus the blocks that were freed but are still named by a state in one of the slots). Only blocks that are not
-busy are given out.
+`busy` (bits plus the blocks that were freed but are still named by a state in one of the slots; in an overlay also the
+buried ones, which a layer below uses). Only blocks that are not busy are given out.
 
 Invariants:
 - I2 A block freed in generation g is given out only after generation g + 1 is durable: both slots always name a complete
   state.
 - I3 A block is *born* in the open generation if it is in use now and was not when the last generation was sealed. A block
   born and freed in the same generation is free at once: no state names it.
-- I4 `free` is the number of zero bits; `held` the number of busy blocks whose bit is zero.
+- I4 `free` is the number of zero bits; `held` the number of these that I2 keeps back; `buried_free` the number of those that
+  are buried, which are never held, and never given out.
 
 A reference count says how many parents a block has beyond the first. Counting them is `transaction`'s business.
 
@@ -26,6 +27,7 @@ from typing import Final
 from cowfs.errors import Corrupt, NoSpace, TooManyLinks
 from cowfs.ondisk import format as f
 from cowfs.storage.blockio import BlockStore
+from cowfs.storage.layers import Buried, bit_runs
 from cowfs.storage.pagedtree import ChecksumTree, PagedTree
 
 _NOT_FULL: Final = re.compile(rb"[^\xff]")
@@ -36,10 +38,12 @@ _LONG_RUN_BYTES: Final = 8  # a "long" free run: 64 blocks
 
 @dataclass(slots=True)
 class _Page:
-    """The views of one bitmap page; `committed` is None while the open generation has not changed it."""
+    """The views of one bitmap page; `committed` is None while the open generation has not changed it, `buried` where no
+    block is."""
 
     bits: bytearray
     busy: bytearray
+    buried: bytes | None = None
     committed: bytes | None = None
     held: int = 0
 
@@ -118,12 +122,16 @@ class SpaceMap:
         *,
         free: int,
         hints: tuple[int, int],
+        buried: Buried | None = None,
+        buried_free: int = 0,
     ) -> None:
         self.bitmap = bitmap
         self.references = references
         self.num_blocks = store.num_blocks
         self.free = free
         self.held = 0
+        self.buried = buried  # None: this is no overlay
+        self.buried_free = buried_free
         self.freed = Freed()  # in the open generation
         self.born_runs: list[tuple[int, int]] = []  # allocated in the open generation, for the manifest
         self.born_count = 0
@@ -136,14 +144,18 @@ class SpaceMap:
         self._changed: set[int] = set()
         self._full: set[int] = set()  # pages known to have nothing to give out
         self._frozen: list[CountsThen] = []
-        self._added = 0  # blocks of a larger volume that is not durable yet
+        self._added = (0, 0)  # how many, and how many of them buried: blocks of a larger volume that is not durable yet
 
     # --- queries ---
 
     @property
     def available(self) -> int:
         """Blocks that can be given out now."""
-        return self.free - self.held
+        return self.free - self.held - self.buried_free
+
+    def is_buried(self, block: int) -> bool:
+        """Whether a layer below uses the block. Raises Corrupt, DeviceError where the base cannot be read."""
+        return self.buried is not None and self.buried.has(block)
 
     def in_use(self, block: int) -> bool:
         """Whether the open generation uses the block."""
@@ -265,21 +277,25 @@ class SpaceMap:
         if padding is not None and (not bit or num_blocks > (index + 1) * self._page_bits):
             page_index, bits = padding[0] // self._store.block_size, padding[1]
             _set_bits(self.bitmap.page_for_write(page_index), bits, self._page_bits - bits)
+        buried = 0 if self.buried is None else max(0, min(num_blocks, self.buried.extent) - first)
         self.free += added
-        self.held += added
-        self._added = added
+        self.buried_free += buried
+        self.held += added - buried
+        self._added = added, buried
 
     def admit_new(self) -> None:
         """The commit that `grow` was for is durable: its blocks are given out from now on."""
-        first, added, self._added = self.num_blocks, self._added, 0
+        first, (added, buried), self._added = self.num_blocks, self._added, (0, 0)
         index, bit = divmod(first, self._page_bits)
         if bit:
             page, number = self._pages[index], min(added, self._page_bits - bit)
             _clear_bits(page.busy, bit, number)
+            if page.buried is not None:
+                _either(page.busy, page.buried)
             page.held -= number
         self.num_blocks += added
         self._page_count = -(-self.num_blocks // self._page_bits)
-        self.held -= added
+        self.held -= added - buried
         self._opened(index, first)
 
     def _set_tree_sizes(self, num_blocks: int) -> None:
@@ -298,17 +314,25 @@ class SpaceMap:
             if not _all_set(page.bits, bit, number):
                 raise Corrupt("a block is freed that is free already", block=index * self._page_bits + bit)
             assert page.committed is not None
-            for at, length, old in _equal_runs(page.committed, bit, number):
+            for at, length, old in bit_runs(page.committed, bit, number):
                 _clear_bits(page.bits, at, length)
-                first = index * self._page_bits + at
                 if old:
-                    page.held += length
-                    self.held += length
-                    self.freed.add(first, length)
+                    self._hold(page, index, at, length)
                 else:
                     _clear_bits(page.busy, at, length)
-                    self._opened(index, first)
+                    self._opened(index, index * self._page_bits + at)
         self.free += count
+
+    def _hold(self, page: _Page, index: int, bit: int, count: int) -> None:
+        """Keeps back blocks that a durable state names; buried ones for good."""
+        runs = [(bit, count, False)] if page.buried is None else bit_runs(page.buried, bit, count)
+        for at, length, buried in runs:
+            if buried:
+                self.buried_free += length
+            else:
+                page.held += length
+                self.held += length
+                self.freed.add(index * self._page_bits + at, length)
 
     def release(self, freed: Freed) -> None:
         """Makes the blocks of a generation's `Freed` available: the generation after it is durable (I2)."""
@@ -351,7 +375,13 @@ class SpaceMap:
         page = self._pages.get(index)
         if page is None:
             bits = self.bitmap.page(index)
-            page = self._pages[index] = _Page(bits, bytearray(bits))
+            buried = None if self.buried is None else self.buried.page(index)
+            if buried is None or buried.count(0) == len(buried):
+                page = _Page(bits, bytearray(bits))
+            else:
+                page = _Page(bits, bytearray(bits), buried)
+                _either(page.busy, buried)
+            self._pages[index] = page
         return page
 
     def _change(self, index: int) -> _Page:
@@ -453,32 +483,14 @@ def _clear_bits(page: bytearray, bit: int, number: int) -> None:
     page[start:end] = (int.from_bytes(page[start:end], "little") & ~mask).to_bytes(end - start, "little")
 
 
+def _either(page: bytearray, other: bytes) -> None:
+    """Sets the bits that are set in the other page."""
+    page[:] = (int.from_bytes(page, "little") | int.from_bytes(other, "little")).to_bytes(len(page), "little")
+
+
 def _all_set(page: bytes | bytearray, bit: int, number: int) -> bool:
     start, end, mask = _mask(bit, number)
     return int.from_bytes(page[start:end], "little") & mask == mask
-
-
-def _equal_runs(page: bytes, bit: int, number: int) -> list[tuple[int, int, bool]]:
-    """The bits as runs of equal value: (first bit, length, value)."""
-    start, end, mask = _mask(bit, number)
-    window = int.from_bytes(page[start:end], "little") & mask
-    if window == mask:
-        return [(bit, number, True)]
-    if window == 0:
-        return [(bit, number, False)]
-    window >>= bit & 7
-    runs = []
-    at = bit
-    while number > 0:
-        value = bool(window & 1)
-        probe = ~window if value else window
-        low = probe & -probe
-        length = min(number, low.bit_length() - 1) if low else number
-        runs.append((at, length, value))
-        window >>= length
-        at += length
-        number -= length
-    return runs
 
 
 def new_bitmap_padding(num_blocks: int, block_size: int) -> tuple[int, int] | None:

@@ -20,6 +20,7 @@ from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c, qnx_crc
 from cowfs.ondisk.geometry import Geometry
 from cowfs.ondisk.records import ByteOrder
+from cowfs.ondisk.slots import state_checks
 from cowfs.storage.device import Device
 
 COUNTER_MAX = 1 << 63  # no counter of 64 bits ever gets here by counting
@@ -34,6 +35,7 @@ class Slot:
     superblock: f.Superblock
     extension: f.Extension | None
     manifest: list[f.ManifestEntry] = field(default_factory=list)
+    checks: tuple[int, int] = (0, 0)  # of the state: `ondisk.slots.state_checks`
 
     @property
     def serial(self) -> int:
@@ -219,7 +221,7 @@ def _read_slot(device: Device, base: int, offset: int, number: int, slot1: int) 
     raw = device.read(offset, min(f.SLOT_AREA_SIZE, size - offset))
     order: ByteOrder = "<"
     superblock = f.Superblock.unpack(raw, 0, order)
-    if superblock.magic != f.QNX_MAGIC:
+    if superblock.magic not in (f.QNX_MAGIC, f.OVERLAY_MAGIC):
         order = ">"
         superblock = f.Superblock.unpack(raw, 0, order)
         if superblock.magic != f.QNX_MAGIC:
@@ -237,7 +239,7 @@ def _read_slot(device: Device, base: int, offset: int, number: int, slot1: int) 
 
 def _read_extension(raw: bytes, number: int, geometry: Geometry, superblock: f.Superblock) -> Slot | str:
     if superblock.anchor.magic != f.ANCHOR_MAGIC:
-        if superblock.flags & f.SB_FLAG_INCOMPATIBLE:
+        if superblock.flags & f.SB_FLAG_INCOMPATIBLE or superblock.magic != f.QNX_MAGIC:
             return f"slot {number}: marked as a cowfs volume, but without an anchor"
         return Slot(number, geometry, superblock, None)
     if geometry.order != "<" or geometry.block_size not in f.BLOCK_SIZES or geometry.slot1 != f.SLOT1_OFFSET:
@@ -261,7 +263,9 @@ def _read_extension(raw: bytes, number: int, geometry: Geometry, superblock: f.S
         return f"slot {number}: a manifest of {header.count} entries"
     start = f.MANIFEST_OFFSET + f.ManifestHeader.SIZE
     manifest = [f.ManifestEntry.unpack(area, start + i * f.MANIFEST_ENTRY_SIZE) for i in range(header.count)]
-    return Slot(number, geometry, superblock, extension, manifest)
+    if extension.is_overlay != (superblock.magic == f.OVERLAY_MAGIC):
+        return f"slot {number}: the magic number and the feature bits of an overlay do not agree"
+    return Slot(number, geometry, superblock, extension, manifest, state_checks(raw))
 
 
 def plain_record(superblock: f.Superblock, order: ByteOrder) -> bytes:

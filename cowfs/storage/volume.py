@@ -22,7 +22,17 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final
 
-from cowfs.errors import Corrupt, DeviceError, InvalidArgument, NoSpace, ReadOnly, SpaceShort, UnreadableData
+from cowfs.errors import (
+    BaseChanged,
+    Corrupt,
+    DeviceError,
+    InvalidArgument,
+    NoSpace,
+    ReadOnly,
+    SpaceShort,
+    UnreadableData,
+    Unsupported,
+)
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
 from cowfs.ondisk.geometry import Geometry
@@ -31,6 +41,7 @@ from cowfs.storage.blocktree import BlockTrees, Root, WritableRoot
 from cowfs.storage.commit import SealedCommit, Sealer
 from cowfs.storage.device import Device
 from cowfs.storage.forest import TREE_COST, Forest
+from cowfs.storage.layers import Buried, layered, overlay_key
 from cowfs.storage.pagedtree import ChecksumTree, PagedTree, tree_capacity_blocks
 from cowfs.storage.reclaim import ReclaimQueue
 from cowfs.storage.snapshots import SnapshotTable
@@ -52,6 +63,7 @@ TREE_COPIES_MAX: Final = 3  # margins; an estimate above this is for data as wel
 HOOK_BLOCKS: Final = 16  # what one hook of `before_seal` may allocate at most
 WANTS_COMMIT_BYTES: Final = 16 << 20  # dirty metadata after which a commit should begin
 MUST_WAIT_BYTES: Final = 48 << 20  # dirty metadata after which writers should wait for it
+SEALED: Final = "the volume is sealed: 'cowfs unseal' allows writing again"
 FREED_RUN_BYTES: Final = 128  # what remembering a run of freed blocks takes, about
 
 
@@ -134,6 +146,8 @@ class Volume:
         self.commits = 0
         self.seals = 0
         self.store = BlockStore(device, slot.geometry)
+        layers = layered(device)
+        self.buried: Buried | None = None if layers is None else layers.buried
         zero = slot.extension.zero_blocks if slot.extension else ()
         self.zero_blocks: tuple[int, ...] = zero
         self.tx: Transaction | None = None
@@ -148,10 +162,7 @@ class Volume:
         self._sealer = Sealer(self)
         self._in_flight: SealedCommit | None = None
         self._held_back = Freed()  # freed in the newest durable generation: reusable after the next one (I2)
-        self.margin = margin_of(self.geometry.num_blocks)
-        """Blocks that one tier leaves to the next."""
-        self._capacity = system_capacity(self.geometry)
-        self._floors = self._sealed_floors()
+        self.measure()
 
     # --- opening ---
 
@@ -164,8 +175,11 @@ class Volume:
         superblock: int | None = None,
         base: int = 0,
         clock: Callable[[], int] = time.time_ns,
+        unseal: bool = False,
     ) -> Volume:
         """Opens the volume on `device` at byte `base`; `superblock` (1 or 2) insists on that slot's state.
+
+        `unseal`: a sealed one is unsealed by that; else it opens read-only.
 
         Raises NotAVolume, Corrupt, Unsupported, DeviceError, InvalidArgument. A foreign volume, one with unknown read-only
         compatible features, and one whose newest state cannot be read opens read-only; `notes` says so.
@@ -178,13 +192,17 @@ class Volume:
         slots = read_slots(device, base)
         notes = list(slots.notes)
         slot, unreadable = _choose(device, slots, superblock, notes)
+        _check_layers(device, slot)
         notes += _cut_short(device, slot)
         reason = "opened read-only" if read_only else "the image is read-only" if device.read_only else unreadable
         if slot.extension is None:
             reason = reason or "a foreign volume, without the cowfs extension area: never written"
         else:
             unknown = check_features(slot.extension)
-            reason = reason or unknown
+            if unseal and not reason and not unknown:
+                slot.extension.read_only_compatible &= ~f.READ_ONLY_COMPATIBLE_SEALED
+            sealed = SEALED if slot.extension.is_sealed else ""
+            reason = reason or unknown or sealed
         if not read_only and reason:
             notes.append(f"read-only: {reason}")
         volume = cls(device, slot, read_only_reason=reason)
@@ -198,7 +216,7 @@ class Volume:
             if volume.extension is not None:
                 volume.extension.resizing = 0
             volume.commit_empty()
-            if volume.extension is not None and volume.extension.first_pin:
+            if volume.extension is not None and (volume.extension.first_pin or volume.extension.overlay.spent):
                 volume.drop_pins()
         return volume
 
@@ -211,6 +229,10 @@ class Volume:
         if max(superblock.free_blocks, extension.system_blocks) > store.num_blocks:
             found = f"{superblock.free_blocks} free ones, {extension.system_blocks} of the system"
             raise Corrupt("counts of blocks", wanted=f"<= {store.num_blocks}", found=found)
+        overlay = extension.overlay
+        if overlay.buried_free > superblock.free_blocks or overlay.buried_system > extension.system_blocks:
+            found = f"{overlay.buried_free} free ones, {overlay.buried_system} of the system"
+            raise Corrupt("counts of buried blocks", wanted="no more than there are", found=found)
         self.checksums = ChecksumTree(store, zero, extension.checksums, extension.checksum_checks)
         self.bitmap = PagedTree("bitmap", store, zero, superblock.bitmap)
         self.references = PagedTree("references", store, zero, extension.references)
@@ -245,6 +267,8 @@ class Volume:
             self.checksums,
             free=superblock.free_blocks,
             hints=(extension.data_hint, extension.metadata_hint),
+            buried=self.buried,
+            buried_free=extension.overlay.buried_free,
         )
         self.bitmap.evictable = self.spacemap.evictable
         self.reclaim = ReclaimQueue(self.reclaim_tree, extension.reclaim_count)
@@ -261,8 +285,13 @@ class Volume:
         self.tx.changes += 1
 
     def drop_pins(self) -> None:
-        """Drops the pins that a session left (I20); where that is not possible yet, the next one tries again."""
+        """Drops the pins that a session left (I20), and base trees of no use; if that cannot be yet, the next one tries."""
+        assert self.extension is not None
         try:
+            while self.extension.overlay.spent:
+                with self.operation():
+                    self.admit(TREE_COST, Tier.SYSTEM)
+                    self.forest.drop_spent_base()
             while (place := self.forest.next_leftover()) is not None:
                 with self.operation():
                     self.admit(TREE_COST, Tier.SYSTEM)
@@ -335,6 +364,13 @@ class Volume:
 
     # --- space ---
 
+    def measure(self) -> None:
+        """Works out what has to stay free, for a volume that has its size from now on."""
+        self.margin = margin_of(self.geometry.num_blocks)
+        """Blocks that one tier leaves to the next."""
+        self._capacity = system_capacity(self.geometry)
+        self._floors = self._sealed_floors()
+
     def _floor(self, tier: Tier) -> int:
         """Blocks that an operation of this tier must leave (I12)."""
         return self._floors[tier]
@@ -356,7 +392,8 @@ class Volume:
             )
             if size
         )
-        growth = max(0, self._capacity + others - extension.system_blocks)
+        # Of what is buried nothing comes back: it counts as not there yet.
+        growth = max(0, self._capacity + others - (extension.system_blocks - extension.overlay.buried_system))
         return tuple(self._capacity + growth + (Tier.SYSTEM - tier) * self.margin for tier in Tier)
 
     @property
@@ -427,7 +464,7 @@ class Volume:
         """(free now or after the next commits, thereof what ordinary writes may use)."""
         if self.spacemap is None:
             return self.superblock.free_blocks, 0
-        free = self.spacemap.free
+        free = self.spacemap.free - self.spacemap.buried_free
         return free, max(0, free - self._floor(Tier.WRITE))
 
     # --- commit ---
@@ -481,7 +518,7 @@ class Volume:
         assert self.spacemap is not None and self.extension is not None
         self.moved_from = None
         self.spacemap.admit_new()
-        self._capacity = system_capacity(self.geometry)
+        self.measure()
         self.extension.resizing = 0
         self._count_change()  # that is in neither slot yet
 
@@ -562,6 +599,25 @@ def _choose(device: Device, slots: SlotSet, wanted: int | None, notes: list[str]
         f"slot {newest.number} (serial {newest.serial}) was not completely written ({problem}); using the other"
     )
     return other, unreadable
+
+
+def _check_layers(device: Device, slot: Slot) -> None:
+    """Raises Unsupported where an overlay comes without the base that its state names, or a whole volume with one."""
+    layers = layered(device)
+    if slot.extension is None or not slot.extension.is_overlay:
+        if layers is not None:
+            raise Unsupported(f"{device.name}: the state in slot {slot.number} is not that of an overlay")
+        return
+    overlay = slot.extension.overlay
+    if layers is None:
+        raise Unsupported(f"{device.name} is an overlay, which cannot be used without its base")
+    if overlay_key(overlay) != layers.key:
+        raise BaseChanged(f"{device.name}: the state in slot {slot.number} belongs to another state of the base")
+    base = layers.buried.base
+    if (base.num_blocks, base.block_size) != (overlay.base_blocks, slot.geometry.block_size):
+        raise Corrupt(f"{device.name}: blocks of the base", wanted=overlay.base_blocks, found=base.num_blocks)
+    if base.num_blocks > slot.geometry.num_blocks or not 1 <= overlay.depth <= f.LAYERS_MAX:
+        raise Corrupt(f"{device.name}: an overlay of {slot.geometry.num_blocks} blocks at depth {overlay.depth}")
 
 
 def _cut_short(device: Device, slot: Slot) -> list[str]:

@@ -717,6 +717,43 @@ def pin_that_a_crash_left(image: Image, inodes: Inodes) -> None:
     image.extension.first_pin = image.extension.pin_count = 1
 
 
+@recipe(p.BURIED_BLOCKS)
+def buried_without_a_layer(image: Image, inodes: Inodes) -> None:
+    image.extension.overlay.buried_free = 1
+
+
+@recipe(p.EXTENSION_FIELD)
+def base_of_a_whole_volume(image: Image, inodes: Inodes) -> None:
+    image.extension.overlay.base_serial = 7
+
+
+@recipe(p.SLOT_CONTENTS, raw=True)
+def overlay_by_its_magic_number_alone(image: Image, inodes: Inodes) -> None:
+    image.superblock.magic = f.OVERLAY_MAGIC
+    image.write_slot(2)
+
+
+@recipe(p.BASE_TREES)
+def base_tree_that_is_not_chained(image: Image, inodes: Inodes) -> None:
+    record = image.snapshot(1, b"")
+    record.flags = f.SNAPSHOT_INTERNAL | f.SNAPSHOT_BASE
+    image.add_snapshots([record])
+
+
+@recipe(p.BASE_TREES)
+def chain_of_base_trees_leads_to_a_snapshot(image: Image, inodes: Inodes) -> None:
+    image.add_snapshots([image.snapshot(1, b"first")])
+    image.extension.overlay.base_snapshot = 1
+
+
+@recipe(p.SNAPSHOT_RECORD)
+def base_tree_that_can_be_written(image: Image, inodes: Inodes) -> None:
+    record = image.snapshot(1, b"")
+    record.flags = f.SNAPSHOT_INTERNAL | f.SNAPSHOT_BASE | f.SNAPSHOT_WRITABLE
+    image.add_snapshots([record])
+    image.extension.overlay.base_snapshot = image.extension.overlay.spent = 1
+
+
 @recipe(p.PINS)
 def pin_counted_that_is_none(image: Image, inodes: Inodes) -> None:
     image.extension.pin_count = 1

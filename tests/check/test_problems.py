@@ -87,6 +87,8 @@ PERMANENT = {
     508: "inode-hint",
     509: "long-name-hint",
     510: "system-blocks",
+    511: "buried-blocks",
+    512: "buried-written",
     601: "reclaim-queue",
     602: "reclaim-entry",
     603: "reclaim-pending",
@@ -99,12 +101,13 @@ PERMANENT = {
     610: "settings",
     611: "pins",
     612: "pins-left",
+    613: "base-trees",
 }
 """Numbers once given out stay with their kind: lines may be added here, and none changed."""
 ORDINARY = {101, 102, 112, 114, 315, 416, 603, 608, 612}
 """What a power cut or a crash leaves behind; all else is damage."""
-WITHOUT_RECIPE = {p.BLOCK_UNREADABLE, p.NOT_CHECKED, p.SNAPSHOTS_NOT_CHECKED}
-"""Kinds that are no bytes: they have tests of their own below."""
+WITHOUT_RECIPE = {p.BLOCK_UNREADABLE, p.NOT_CHECKED, p.SNAPSHOTS_NOT_CHECKED, p.BURIED_WRITTEN}
+"""Kinds that are no bytes, or need a second volume: they have tests of their own, below and in tests/storage."""
 
 
 class FaultyDevice(MemoryDevice):

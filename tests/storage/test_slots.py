@@ -271,11 +271,11 @@ def test_unknown_incompatible_features_forbid_everything() -> None:
     device, shape = device_of(), geometry()
 
     def edit(superblock: f.Superblock, extension: f.Extension) -> None:
-        extension.incompatible = 1
+        extension.incompatible = 1 << 40
 
     edit_both(device, shape, edit)
     for read_only in (False, True):
-        with pytest.raises(Unsupported, match="incompatible bits 0x1"):
+        with pytest.raises(Unsupported, match="incompatible bits 0x10000000000"):
             Volume.open(device, read_only=read_only)
 
 

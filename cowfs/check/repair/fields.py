@@ -10,7 +10,7 @@ from cowfs.check.reader import State
 from cowfs.check.repair.overlay import SECTOR
 from cowfs.check.repair.workspace import Workspace, root_node
 from cowfs.check.slots import COUNTER_MAX, boot_records
-from cowfs.check.tables import KNOWN_FLAGS, NEVER_AUTOMATIC, PIN_FLAGS
+from cowfs.check.tables import BASE_FLAGS, KNOWN_FLAGS, NEVER_AUTOMATIC, PIN_FLAGS
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
 
@@ -54,6 +54,8 @@ def _mend_boot_block(ws: Workspace) -> None:
 def _mend_extension(ws: Workspace) -> None:
     extension = ws.extension
     extension.resizing = extension.spare_0c0 = 0
+    if not extension.incompatible & f.INCOMPATIBLE_OVERLAY:
+        extension.overlay = f.OverlayState(base_snapshot=extension.overlay.base_snapshot, spent=extension.overlay.spent)
     extension.label = extension.label.rstrip(b"\0").decode(errors="ignore").encode()
     if extension.generation >= COUNTER_MAX:
         extension.generation = _FAR
@@ -105,6 +107,8 @@ def mend_snapshots(ws: Workspace) -> None:
         ws.say(f"there are {len(ws.records)} snapshots")
     if chain_pins(ws):
         ws.say(f"the chain of pins is made anew, with {extension.pin_count} in it")
+    if chain_bases(ws):
+        ws.say("the chain of the bases' trees is made anew")
 
 
 def chain_pins(ws: Workspace) -> bool:
@@ -116,10 +120,29 @@ def chain_pins(ws: Workspace) -> bool:
         wanted = 0
         if record.flags & f.SNAPSHOT_PIN:
             wanted, following, count = following, place + 1, count + 1
+        elif record.flags & f.SNAPSHOT_BASE:
+            continue
         changed |= record.next_pin != wanted
         record.next_pin = wanted
     ws.extension.first_pin, ws.extension.pin_count = following, count
     return changed or before != (following, count)
+
+
+def chain_bases(ws: Workspace) -> bool:
+    """Chains the bases' trees, the next layer's, which is the newest, first; whether that changed something.
+
+    Those that are too many are of no use, and opening the volume for writing drops them.
+    """
+    overlay = ws.extension.overlay
+    before = overlay.base_snapshot, overlay.spent
+    changed = False
+    following = count = 0
+    for place, record in sorted(ws.records.items(), key=lambda item: item[1].id):
+        if record.flags & f.SNAPSHOT_BASE:
+            changed |= record.next_pin != following
+            record.next_pin, following, count = following, place + 1, count + 1
+    overlay.base_snapshot, overlay.spent = following, max(0, count - overlay.depth)
+    return changed or before != (following, overlay.spent)
 
 
 def _mend_record(ws: Workspace, record: f.SnapshotRecord, names: set[bytes]) -> None:
@@ -129,6 +152,9 @@ def _mend_record(ws: Workspace, record: f.SnapshotRecord, names: set[bytes]) -> 
     if record.flags & f.SNAPSHOT_PIN and record.flags != PIN_FLAGS:
         record.flags = PIN_FLAGS
         ws.say("it is a pin and nothing else", tree=record.id)
+    if record.flags & f.SNAPSHOT_BASE and record.flags != BASE_FLAGS:
+        record.flags = BASE_FLAGS
+        ws.say("it is a base's tree and nothing else", tree=record.id)
     if record.flags & f.SNAPSHOT_AUTOMATIC and record.flags & NEVER_AUTOMATIC:
         record.flags &= ~f.SNAPSHOT_AUTOMATIC
         ws.say("it is automatic no more", tree=record.id)

@@ -22,6 +22,7 @@ class OverlayDevice:
 
     def __init__(self, base: Device) -> None:
         self.name = base.name
+        self.device_below = base
         self.read_only = False
         self._base = base
         self._base_size = base.size()

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from cowfs.check import problem as p
 from cowfs.check.check import Found, count_blocks, examine
+from cowfs.check.layers import LayersBelow
 from cowfs.check.reader import State
 from cowfs.check.repair import fields
 from cowfs.check.repair.blocks import BlockMender
@@ -25,7 +26,7 @@ from cowfs.check.repair.system import rebuild, write_slot
 from cowfs.check.repair.treeedit import TreeEdit
 from cowfs.check.repair.workspace import Space, Workspace
 from cowfs.check.slots import read_slots
-from cowfs.errors import DeviceError, Unsupported
+from cowfs.errors import DeviceError, ReadOnly, Unsupported
 from cowfs.ondisk import format as f
 from cowfs.storage.device import Device
 
@@ -38,7 +39,8 @@ FIELDS: Final = frozenset(
     | {p.ZERO_BLOCK_CONTENTS}
 )
 TABLES: Final = frozenset(
-    {p.SNAPSHOT_COUNT, p.SNAPSHOT_RECORD, p.SNAPSHOT_DUPLICATE, p.SNAPSHOT_INDEX, p.PINS} | {p.SETTINGS_CONTENTS}
+    {p.SNAPSHOT_COUNT, p.SNAPSHOT_RECORD, p.SNAPSHOT_DUPLICATE, p.SNAPSHOT_INDEX, p.PINS, p.BASE_TREES}
+    | {p.SETTINGS_CONTENTS}
 )
 BLOCKS: Final = frozenset(
     {p.ROOT_NODE, p.POINTER_RANGE, p.POINTER_BEHIND_END, p.POINTER_MISSING, p.ZERO_BLOCK_LEVEL, p.BLOCK_TWO_ROLES}
@@ -55,7 +57,7 @@ NAMES: Final = frozenset(
 COUNTS: Final = frozenset(
     {p.SLOTS_DIFFER, p.MANIFEST, p.SLOT_CONTENTS, p.BLOCK_SHARED, p.CHECKSUM_TREE, p.CHECKSUM_MISSING, p.ROOT_NODE}
     | {p.BITMAP_FREE, p.BITMAP_USED, p.BITMAP_PADDING, p.REFERENCES, p.FREE_BLOCKS, p.NUM_INODES, p.FREE_INODES}
-    | {p.INODE_HINT, p.LONG_NAME_HINT, p.SYSTEM_BLOCKS, p.CHECKSUM}
+    | {p.INODE_HINT, p.LONG_NAME_HINT, p.SYSTEM_BLOCKS, p.CHECKSUM, p.BURIED_BLOCKS}
 )
 PHASES: Final = (FIELDS, TABLES, BLOCKS, NAMES, COUNTS)
 BEYOND_REPAIR: Final = frozenset({p.ROOT_DIRECTORY, p.ROOT_NODE, p.ZERO_BLOCK_NUMBER})
@@ -65,6 +67,7 @@ REASONS: Final[dict[p.Kind, str]] = {
     p.NO_VALID_SLOT: "there is no state to begin with",
     p.CHECKSUM: "file data stays as it is, so that reading it is an error and not wrong data (--zero-bad-blocks: zeros)",
     p.BLOCK_UNREADABLE: "file data stays as it is; a copy (--to) is on a device that can be read",
+    p.BURIED_WRITTEN: "it is never read: what the layer below has counts",
     p.NOT_CHECKED: "what cannot be looked through cannot be repaired",
 }
 """Why a problem of a kind may be left."""
@@ -156,6 +159,8 @@ def plan_repair(
         return Repair(report, report)
     if found.state.extension is None:
         raise Unsupported(f"{device.name} is a foreign volume: it is never written")
+    if found.state.extension.is_sealed:
+        raise ReadOnly(f"{device.name} is sealed: 'cowfs unseal' allows writing again")
     actions: list[str] = []
     other = _other_state(device, found.state)
     first = report
@@ -241,6 +246,7 @@ class _Rounds:
         self._space.keep(found)
         if self._other is not None:
             self._space.keep(count_blocks(device, self._other))
+        self._space.keep_out(LayersBelow(device).pages)
         self._fixed: dict[int, bytes] = {}
         self._slots: list[tuple[int, bytes]] = []
 
@@ -305,6 +311,7 @@ class _Rounds:
             fields.drop_reclaim_queue(ws)
             ws.extension.snapshot_count = len(ws.records)
             fields.chain_pins(ws)
+            fields.chain_bases(ws)
             fields.rebuild_index(ws)
         elif phase is not None and PHASES[phase] is NAMES:
             damaged = {problem.tree for problem in report.problems if problem.kind in NAMES}

@@ -149,6 +149,9 @@ class _Counted:
         superblock.free_blocks = self._usage.num_blocks - self._usage.used()
         pages = sum(len(self._new[kind]) + len(self._kept[kind]) for kind in _COUNTED)
         extension.system_blocks = self._walk.system_blocks + pages + len(self._nodes)
+        bitmap = {index: int.from_bytes(c.bits_of(page), "little") for index, page in self._usage.pages.items()}
+        overlay = extension.overlay
+        overlay.buried_free, overlay.buried_system = self._ws.layers.numbers(self._walk, bitmap)
         extension.data_hint = extension.data_hint if extension.data_hint < self._usage.num_blocks else 0
         extension.metadata_hint = 0
 

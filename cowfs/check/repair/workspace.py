@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from cowfs.check.check import Found
 from cowfs.check.counts import bits_of
 from cowfs.check.flipped import without_flipped_bit
+from cowfs.check.layers import LayersBelow
 from cowfs.check.reader import Contents, contents_of
 from cowfs.check.repair.overlay import OverlayDevice
 from cowfs.check.tables import snapshot_records
@@ -41,6 +42,12 @@ class Space:
             self._used[index] = _either(self._used.get(index), bits_of(page))
         for index, block in found.walk.leaf_blocks[BITMAP].items():
             self._marked[index] = bytes(_either(self._marked.get(index), found.reader.block(block)))
+
+    def keep_out(self, pages: dict[int, int]) -> None:
+        """Nothing that is buried is given out."""
+        for index, bits in pages.items():
+            page = bits.to_bytes(self._geometry.block_size, "little")
+            self._used[index] = _either(self._used.get(index), page)
 
     def take(self) -> int:
         """A block. Raises NoSpace."""
@@ -92,6 +99,7 @@ class Workspace:
         self.sums: dict[int, int] = {}  # of the blocks written in this round
         self.fixed: dict[int, bytes] = {}  # by byte offset: what is written where it lies
         self.space = space
+        self.layers = LayersBelow(device)
         self.system_suspect = False  # pages of the volume's own trees may be something else: all are written anew
         self._actions = actions
         self.records: dict[int, f.SnapshotRecord] = {}

@@ -1,0 +1,388 @@
+"""Overlays: making one on a base, opening the layers below one, and what a base has to be.
+
+An overlay's slots say which state of the base it was made on: UUID, serial, and checksums of both slots. Its boot block
+says where the base is, which may change (`rebase`): a path, relative to the directory of the overlay's image or absolute.
+Bases are opened for reading only, with a lock that keeps writers out, so any number of overlays share one.
+
+A base must be settled, as a clean unmount leaves it: both slots name the same state. So the state that an overlay is made on
+is durable, a slot of the base that rots later takes no overlay with it, and nobody has to decide which state was meant.
+
+Making an overlay is a constant amount of work: it begins with the root nodes of the base.
+
+Locking: the core thread only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from cowfs.errors import (
+    BaseChanged,
+    Corrupt,
+    DeviceError,
+    InvalidArgument,
+    NotAVolume,
+    NotSupported,
+    Unsupported,
+)
+from cowfs.ondisk import format as f
+from cowfs.ondisk.checksums import crc32c
+from cowfs.ondisk.geometry import Geometry, geometry_for_size
+from cowfs.ondisk.slots import with_seal
+from cowfs.storage.device import LOCK_SECONDS, Device, FileDevice, StrPath, path_beside, path_for
+from cowfs.storage.layers import BaseKey, Buried, LayeredDevice, overlay_key
+from cowfs.storage.mkvolume import DATA_HINT_SHARE, wipe, write_boot_block
+from cowfs.storage.resize import begin_larger
+from cowfs.storage.section import Section
+from cowfs.storage.superblock import Slot, SlotSet, build_slot, check_features, read_slots
+from cowfs.storage.volume import TREE_COPIES_MAX, Volume
+
+BASE_CACHE_BYTES: Final = 1 << 20
+"""What is kept of each system tree of a base; the bits made of it are kept by `Buried`."""
+_VARYING: Final = ("magic", "checksum", "serial", "atime", "anchor", "commit_time", "read_only_compatible")
+_VARYING_HINTS: Final = ("data_hint", "metadata_hint")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """A layer below an overlay. `path` is that of its image."""
+
+    path: str
+    uuid: str
+    serial: int
+    sealed: bool
+
+
+# --- opening ---
+
+
+def open_layers(
+    device: Device, *, base: StrPath | None = None, superblock: int | None = None, seen: tuple[object, ...] = ()
+) -> Device:
+    """The device itself, or, where it holds an overlay, the device over its base, which is opened; it owns both.
+
+    `base` is where the base is, if not where the overlay says; `superblock` the slot that will be looked at; `seen` are the
+    layers above. What is no volume is given back as it is: whoever reads it says so. Raises BaseChanged, Busy, DeviceError,
+    Corrupt, InvalidArgument, Unsupported; then `device` is still open.
+    """
+    try:
+        slots = read_slots(device)
+    except (NotAVolume, Corrupt, Unsupported, DeviceError):
+        return device
+    slot = slots.newest if superblock is None else slots.slots.get(superblock)
+    if slot is None or slot.extension is None or not slot.extension.is_overlay:
+        if base is not None:
+            raise InvalidArgument(f"{device.name} is not an overlay: it has no base")
+        return device
+    path = base if base is not None else base_path(device)
+    below = open_base(path, above=(*seen, _identity(device)))
+    try:
+        return stack(device, below, slot.extension.overlay)
+    except BaseException:
+        below.close()
+        raise
+
+
+def open_base(path: StrPath, *, above: tuple[object, ...] = ()) -> Device:
+    """Opens a base, and the layers below it, for reading only, and keeps writers out. See `open_layers`."""
+    if len(above) > f.LAYERS_MAX:
+        raise Unsupported(f"more than {f.LAYERS_MAX} layers lie below the overlay")
+    device = FileDevice.open(path, read_only=True)
+    try:
+        if device.identity in above:
+            raise Corrupt(f"{device.name} is a layer above itself")
+        device.lock(exclusive=False, timeout=LOCK_SECONDS)
+        return open_layers(device, seen=above)
+    except BaseException:
+        device.close()
+        raise
+
+
+def _identity(device: Device) -> object:
+    while isinstance(device, Section):
+        device = device.device
+    return device.identity if isinstance(device, FileDevice) else id(device)
+
+
+def stack(top: Device, base: Device, overlay: f.OverlayState) -> LayeredDevice:
+    """The overlay on `top` over `base`, if that holds the state that `overlay` names.
+
+    Raises BaseChanged, NotAVolume, Corrupt, DeviceError.
+    """
+    slots = read_slots(base)
+    found = slots.newest
+    checks = overlay.base_checks[2 * (found.number - 1) : 2 * found.number]
+    if (bytes(found.superblock.volume_id), found.checks) != (bytes(overlay.base_uuid), tuple(checks)):
+        raise BaseChanged(f"{top.name}: its base {base.name} is not what it was: {_difference(overlay, found)}")
+    return _over(top, base, _read(base, found.number), overlay_key(overlay))
+
+
+def _read(base: Device, slot: int) -> Volume:
+    volume = Volume.open(base, read_only=True, superblock=slot)
+    if volume.extension is None:
+        raise NotSupported(f"{base.name} is a foreign volume: only a cowfs volume can be a base")
+    for tree in volume.system_trees:
+        tree.limit_cache(BASE_CACHE_BYTES)
+    return volume
+
+
+def _over(top: Device, base: Device, volume: Volume, key: BaseKey) -> LayeredDevice:
+    return LayeredDevice(top, base, Buried(volume.geometry, volume.bitmap.page, volume.buried), key)
+
+
+def _difference(overlay: f.OverlayState, found: Slot) -> str:
+    """How a base differs from what an overlay says."""
+    wanted, uuid = UUID(bytes=bytes(overlay.base_uuid)), UUID(bytes=bytes(found.superblock.volume_id))
+    if uuid != wanted:
+        return f"it is another volume (UUID {uuid}, wanted {wanted})"
+    if found.superblock.num_blocks != overlay.base_blocks:
+        return f"it has {found.superblock.num_blocks} blocks, wanted {overlay.base_blocks}"
+    if found.serial > overlay.base_serial:
+        return f"it was written since (its serial moved from {overlay.base_serial} to {found.serial})"
+    if found.serial < overlay.base_serial - 1:
+        return f"it is an older copy (serial {found.serial}, wanted {overlay.base_serial})"
+    return f"it has other contents at serial {found.serial}"
+
+
+def layers_below(device: Device) -> list[LayerInfo]:
+    """The layers below an overlay, the next one first; empty for a whole volume. Raises what reading them raises."""
+    found = []
+    while isinstance(device, LayeredDevice):
+        device = device.base
+        slot = read_slots(device).newest
+        sealed = slot.extension is not None and slot.extension.is_sealed
+        found.append(LayerInfo(device.name, str(UUID(bytes=bytes(slot.superblock.volume_id))), slot.serial, sealed))
+    return found
+
+
+# --- where the base is ---
+
+
+def base_path(device: Device) -> str:
+    """Where an overlay says that its base is. Raises Corrupt where it does not say."""
+    found = _base_names(device)
+    if not found:
+        raise Corrupt(f"{device.name}: the name of its base is lost; 'cowfs rebase' tells it anew")
+    _, path = max(found.values())
+    if not path or b"\0" in path:
+        raise Corrupt(f"{device.name}: the name of its base", found=path)
+    return path_beside(device.name, path)
+
+
+def set_base_path(device: Device, path: bytes) -> None:
+    """Has an overlay say that its base is elsewhere: the older of two places is overwritten. Flushes."""
+    found = _base_names(device)
+    newest = max(found, key=lambda place: found[place]) if found else f.BASE_NAME_OFFSETS[1]
+    sequence = found[newest][0] + 1 if found else 1
+    (place,) = (place for place in f.BASE_NAME_OFFSETS if place != newest)
+    device.write(place, [_base_name(path, sequence).ljust(f.BASE_NAME_SIZE, b"\0")])
+    device.flush()
+
+
+def recorded_path(base: StrPath, image: StrPath) -> bytes:
+    """What an overlay in the file `image` records for a path to its base: absolute ones stay, others are made relative to it.
+
+    Raises InvalidArgument for a path that is too long.
+    """
+    path = path_for(image, base)
+    if len(path) > f.BASE_PATH_MAX:
+        raise InvalidArgument(f"the path of a base has at most {f.BASE_PATH_MAX} bytes")
+    return path
+
+
+def _base_name(path: bytes, sequence: int) -> bytes:
+    name = f.BaseName(sequence=sequence, length=len(path))
+    name.checksum = crc32c(name.pack()[: -f.CHECKSUM_SIZE] + path)
+    return name.pack() + path
+
+
+def _base_names(device: Device) -> dict[int, tuple[int, bytes]]:
+    """By place, (sequence, path) of the names of the base that hold."""
+    found = {}
+    for place in f.BASE_NAME_OFFSETS:
+        raw = device.read(place, f.BASE_NAME_SIZE)
+        name = f.BaseName.unpack(raw)
+        path = raw[f.BaseName.SIZE : f.BaseName.SIZE + min(name.length, f.BASE_PATH_MAX)]
+        if name.magic == f.BASE_NAME_MAGIC and name.checksum == crc32c(name.pack()[: -f.CHECKSUM_SIZE] + path):
+            found[place] = name.sequence, path
+    return found
+
+
+def rebase(device: Device, base: Device, path: bytes) -> None:
+    """The base is found at `path` from now on. Raises BaseChanged where `base`, which is there, is not the base."""
+    slot = read_slots(device).newest
+    if slot.extension is None or not slot.extension.is_overlay:
+        raise InvalidArgument(f"{device.name} is not an overlay: it has no base")
+    stack(device, base, slot.extension.overlay)
+    set_base_path(device, path)
+
+
+# --- making ---
+
+
+def require_settled(device: Device) -> SlotSet:
+    """The slots of a volume of ours that was cleanly unmounted. Raises InvalidArgument, NotSupported, what reading raises."""
+    slots = read_slots(device)
+    if slots.newest.extension is None:
+        raise NotSupported(f"{device.name} is a foreign volume, without the cowfs extension area: it cannot be a base")
+    unknown = check_features(slots.newest.extension)
+    if unknown:
+        raise Unsupported(f"{device.name}: {unknown}")
+    if not is_settled(slots):
+        raise InvalidArgument(
+            f"{device.name} was not cleanly unmounted: mount it once, and unmount it, before it becomes a base"
+        )
+    return slots
+
+
+def is_settled(slots: SlotSet) -> bool:
+    """Whether both slots name the same state, without a manifest, and slot 1 is the newer one."""
+    if set(slots.slots) != {1, 2}:
+        return False
+    first, second = slots.slots[1], slots.slots[2]
+    if first.manifest or second.manifest or first.serial <= second.serial:
+        return False
+    return _without_varying(first) == _without_varying(second)
+
+
+def _without_varying(slot: Slot) -> list[object]:
+    """All fields of a slot but those that differ between two commits of the same state."""
+    fields: list[object] = []
+    for record in (slot.superblock, slot.extension):
+        if record is not None:
+            names = [item.name for item in record.LAYOUT if item.name not in (*_VARYING, *_VARYING_HINTS)]
+            fields += [getattr(record, name) for name in names]
+    return fields
+
+
+def default_size(base: Device) -> int:
+    """The size of a new overlay in bytes: the base's, and as much again."""
+    geometry = read_slots(base).newest.geometry
+    most = Geometry(geometry.block_size, f.BLOCK_COUNT_MAX).end
+    return min(geometry.end + geometry.num_blocks * geometry.block_size, most)
+
+
+def overlay_geometry(base: Device, size: int) -> Geometry:
+    """The geometry of an overlay of `size` bytes. Raises InvalidArgument: it is smaller than its base, or too large."""
+    geometry = read_slots(base).newest.geometry
+    wanted = geometry_for_size(size, geometry.block_size)
+    if wanted.num_blocks < geometry.num_blocks:
+        raise InvalidArgument(f"an overlay is no smaller than its base: {geometry.end} bytes, not {size}")
+    return wanted
+
+
+def make_overlay(
+    top: Device, base: Device, geometry: Geometry, *, path: bytes, uuid: bytes, now_ns: int, label: bytes = b""
+) -> LayeredDevice:
+    """Makes an overlay on the volume that `base` holds, which is found at `path` later; both belong to the device returned.
+
+    Without a label it has that of its base. Flushed at the end. Raises what `require_settled` does, InvalidArgument (no room,
+    too many layers), DeviceError.
+    """
+    slots = require_settled(base)
+    first, second = slots.slots[1], slots.slots[2]
+    below = _read(base, first.number)
+    assert below.extension is not None
+    extension = f.Extension.unpack(below.extension.pack())
+    superblock = f.Superblock.unpack(below.superblock.pack())
+    old, grown = below.geometry, geometry.num_blocks - below.geometry.num_blocks
+    lower = extension.overlay
+    if lower.depth >= f.LAYERS_MAX:
+        raise InvalidArgument(f"{base.name} has {lower.depth} layers below it: no more are possible")
+    under_slot = min(grown, -(-f.SLOT_AREA_SIZE // old.block_size))
+    overlay = f.OverlayState(
+        base_uuid=bytes(superblock.volume_id),
+        base_serial=first.serial,
+        base_checks=(*first.checks, *second.checks),
+        base_blocks=old.num_blocks,
+        buried_free=lower.buried_free,
+        buried_system=extension.system_blocks,
+        base_snapshot=lower.base_snapshot,
+        depth=lower.depth + 1,
+    )
+    extension.overlay = overlay
+    extension.incompatible |= f.INCOMPATIBLE_OVERLAY
+    extension.read_only_compatible &= ~f.READ_ONLY_COMPATIBLE_SEALED
+    extension.format_time = max(now_ns, 0)
+    extension.label = label or extension.label
+    superblock.magic, superblock.volume_id = f.OVERLAY_MAGIC, uuid
+    superblock.ctime = now_ns // 1_000_000_000 & 0xFFFFFFFF
+    wipe(top, geometry)
+    device = _over(top, base, below, overlay_key(overlay))
+    volume = Volume(device, Slot(1, old, superblock, extension), read_only_reason="")
+    volume.clock = lambda: now_ns
+    _begin(volume, geometry, under_slot)
+    write_boot_block(top, geometry, _base_name(path, 1))
+    return device
+
+
+def _begin(volume: Volume, geometry: Geometry, under_slot: int) -> None:
+    """The first commits of an overlay: the base's tree is kept, and the volume has as many blocks as it should."""
+    extension, spacemap, old = volume.extension, volume.spacemap, volume.geometry
+    assert extension is not None and spacemap is not None
+    if geometry.num_blocks > old.num_blocks:
+        begin_larger(volume, geometry)
+        # Behind all that is buried: a search never passes through the pages of a full base.
+        start = old.num_blocks + under_slot
+        spacemap.metadata_hint = start
+        spacemap.data_hint = start + (geometry.num_blocks - start) // DATA_HINT_SHARE
+    _, room = volume.free_blocks_for_statfs()
+    if room <= TREE_COPIES_MAX * volume.margin:
+        size = geometry.num_blocks * geometry.block_size
+        raise InvalidArgument(
+            f"an overlay of {size} bytes has no room beside what its base uses: give it a larger --size"
+        )
+    with volume.operation():
+        volume.forest.keep_base(max(volume.clock(), 0))
+    volume.settle()
+
+
+# --- copies of all layers ---
+
+
+def make_whole(device: Device) -> None:
+    """Both slots of a copy of all layers of an overlay say that it is a whole volume. Flushes.
+
+    What kept the trees of the layers is dropped when the volume is next opened for writing.
+    """
+    for number, slot in read_slots(device).slots.items():
+        superblock, extension = slot.superblock, slot.extension
+        if extension is None or not extension.is_overlay:
+            continue
+        lower = extension.overlay
+        extension.overlay = f.OverlayState(base_snapshot=lower.base_snapshot, spent=lower.depth + lower.spent)
+        extension.incompatible &= ~f.INCOMPATIBLE_OVERLAY
+        superblock.magic = f.QNX_MAGIC
+        record, area = build_slot(superblock, extension, [(entry.block, entry.checksum) for entry in slot.manifest])
+        device.write(slot.geometry.slot_offsets[number - 1], [record, area])
+        device.flush()
+
+
+# --- the seal ---
+
+
+def set_seal(device: Device, *, on: bool) -> bool:
+    """Seals or unseals the volume on a device that is locked for writing; whether that changed anything. Flushes.
+
+    The state stays the same, serial included, so overlays go on knowing it. A volume that was not cleanly unmounted is opened
+    and settled first. Raises NotSupported for a foreign volume, ReadOnly, and what opening does.
+    """
+    slots = read_slots(device)
+    if slots.newest.extension is None:
+        raise NotSupported(f"{device.name} is a foreign volume: it is never written anyway")
+    if not is_settled(slots):
+        volume = Volume.open(device, unseal=True)
+        volume.check_writable()
+        volume.settle()
+        slots = read_slots(device)
+    changed = False
+    for slot in sorted(slots.slots.values(), key=lambda slot: slot.serial):
+        assert slot.extension is not None
+        if slot.extension.is_sealed != on:
+            offset = slot.geometry.slot_offsets[slot.number - 1]
+            device.write(offset, [with_seal(device.read(offset, f.SLOT_AREA_SIZE), on=on)])
+            device.flush()
+            changed = True
+    return changed
