@@ -27,8 +27,10 @@ def inode_cost(tree: Tree, inodes: int) -> int:
 def name_cost(tree: Tree, inodes: int, *directories: Inode) -> int:
     """Blocks for changing so many inodes and an entry in each of the directories."""
     # Removing an entry changes its leaf and the last one; each entry may have a long name.
-    entries = sum(2 * path(directory.root) + path(tree.longnames) for directory in directories)
-    return inode_cost(tree, inodes) + entries
+    blocks = inodes * (tree.inodes.levels + 2)
+    for directory in directories:
+        blocks += 2 * path(directory.root) + path(tree.longnames)
+    return blocks
 
 
 def orphan_cost(tree: Tree, levels: int) -> int:

@@ -56,6 +56,18 @@ DOT_KEY: Final = pack_key(1, b".")
 DOT_DOT_KEY: Final = pack_key(2, b"..")
 
 
+pack_manifest_entry: Final = f.ManifestEntry._whole["<"].pack
+"""pack_manifest_entry(block, checksum): an entry of a manifest, which only our own volumes have."""
+
+_CHECKSUM: Final = struct.Struct("<I")
+_SUPERBLOCK_CHECKSUM_OFFSET: Final = offset_of(f.Superblock, "checksum")
+
+
+def put_superblock_checksum(record: bytearray, checksum: int) -> None:
+    """Enters the checksum into a packed superblock of our own, which is little endian."""
+    _CHECKSUM.pack_into(record, _SUPERBLOCK_CHECKSUM_OFFSET, checksum)
+
+
 class InodeCodec:
     """Inodes as plain tuples, in the order of DiskInode's fields with the 16 pointers in place."""
 

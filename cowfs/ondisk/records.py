@@ -7,6 +7,7 @@ A declaration is checked when its class is made: fields are in order, do not ove
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -16,6 +17,8 @@ ByteOrder = Literal["<", ">"]
 """Little endian or big endian, in the struct module's notation."""
 
 Buffer = bytes | bytearray | memoryview
+
+_ARRAYS = (tuple, list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,9 @@ class Record:
     SPARE: ClassVar[tuple[tuple[int, int], ...]]
     _structs: ClassVar[dict[str, struct.Struct]]
     _plain: ClassVar[bool]
+    _names: ClassVar[list[str]]  # of all fields, those of nested records as outer.inner
+    _whole: ClassVar[dict[str, struct.Struct]]  # with the fields of nested records in their places
+    _values: ClassVar[Callable[[Any], tuple[Any, ...]]]  # these fields' values, an array as one
 
     @classmethod
     def unpack(cls, data: Buffer, offset: int = 0, order: ByteOrder = "<") -> Self:
@@ -80,16 +86,16 @@ class Record:
 
     def pack(self, order: ByteOrder = "<") -> bytes:
         """The record's `SIZE` bytes. A value that does not fit its field is a bug and raises struct.error."""
-        values: list[Any] = []
-        for item in self.LAYOUT:
-            value = getattr(self, item.name)
-            if item.nested is not None:
-                values.append(value.pack(order))
-            elif item.count == 1:
-                values.append(value)
-            else:
-                values.extend(value)
-        return self._structs[order].pack(*values)
+        values = type(self)._values(self)
+        if not self._plain:
+            flat: list[Any] = []
+            for value in values:
+                if isinstance(value, _ARRAYS):
+                    flat.extend(value)
+                else:
+                    flat.append(value)
+            return self._whole[order].pack(*flat)
+        return self._whole[order].pack(*values)
 
     @classmethod
     def place_of(cls, name: str) -> int:
@@ -119,7 +125,8 @@ def record(size: int, spare: tuple[tuple[int, int], ...] = ()) -> Callable[[type
 
     def finish(cls: type[R]) -> type[R]:
         layout = tuple(_layout(item) for item in fields(cls))  # type: ignore[arg-type]
-        code = ""
+        code = whole = ""
+        names: list[str] = []
         end = 0
         gaps = dict(spare)
         for item in layout:
@@ -128,21 +135,39 @@ def record(size: int, spare: tuple[tuple[int, int], ...] = ()) -> Callable[[type
                     f"{cls.__name__}.{item.name}: undeclared gap at {end:#x}"
                 )
                 code += f"{item.offset - end}x"
-            code += f"{item.size}s" if item.nested else item.code
+                whole += f"{item.offset - end}x"
+            if item.nested is None:
+                code += item.code
+                whole += item.code
+                names.append(item.name)
+            else:
+                code += f"{item.size}s"
+                whole += item.nested._whole["<"].format[1:]
+                names += [f"{item.name}.{name}" for name in item.nested._names]
             end = item.offset + item.size
         if end != size:
             assert gaps.pop(end, None) == size - end, f"{cls.__name__}: {end:#x} bytes declared, {size:#x} wanted"
             code += f"{size - end}x"
+            whole += f"{size - end}x"
         assert not gaps, f"{cls.__name__}: spare runs that are not spare: {gaps}"
         cls.SIZE = size
         cls.LAYOUT = layout
         cls.SPARE = spare
         cls._structs = {order: struct.Struct(order + code) for order in "<>"}
+        cls._whole = {order: struct.Struct(order + whole) for order in "<>"}
+        cls._names = names
+        cls._values = _getter(names)
         cls._plain = all(item.count == 1 and item.nested is None for item in layout)
         assert all(s.size == size for s in cls._structs.values()), cls.__name__
         return cls
 
     return finish
+
+
+def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """A function that gets the values of these attributes."""
+    get = operator.attrgetter(*names)
+    return get if len(names) > 1 else lambda record: (get(record),)
 
 
 def _layout(item: Any) -> Layout:

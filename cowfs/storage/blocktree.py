@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from cowfs.errors import Corrupt, DeviceError, FileTooBig, UnreadableData
 from cowfs.ondisk import format as f
@@ -38,12 +39,14 @@ class Root:
     blocks: int = 0
 
 
-@dataclass(slots=True, frozen=True)
 class WritableRoot:
     """A root whose owner is writable in the generation and epoch `epoch`."""
 
-    root: Root
-    epoch: int
+    __slots__ = ("epoch", "root")
+
+    def __init__(self, root: Root, epoch: int) -> None:
+        self.root: Final = root
+        self.epoch: Final = epoch
 
 
 class BlockTrees:
@@ -161,6 +164,10 @@ class BlockTrees:
 
     def leaf(self, root: Root, index: int) -> Buffer:
         """Leaf `index` of a metadata tree, for reading only; zeros for a hole. Valid until the next change."""
+        leaves = self._ready.get(root)
+        ready = None if leaves is None else leaves.get(index)
+        if ready is not None:
+            return ready
         pointer = self.pointer(root, index)
         return bytes(self._block_size) if pointer == f.NO_BLOCK else self.store.read(pointer)
 
@@ -460,7 +467,7 @@ class BlockTrees:
         self._ready.pop(root, None)
         whole, rest = divmod(keep, self._fanout**root.levels)
         first_gone = whole + 1 if rest else whole
-        gone = [p for p in root.ptr[first_gone:] if not tx.is_hole(p)]
+        gone = [p for p in root.ptr[first_gone:] if p not in self._holes]
         if rest and not tx.is_hole(root.ptr[whole]):
             root.ptr[whole], buffer = tx.shadow(root.ptr[whole], root.kind, root.levels)
             self._cut_below(root, tx, buffer, root.levels, rest)
@@ -474,7 +481,7 @@ class BlockTrees:
         """Cuts inside a shadowed block of `level`, whose first `keep` leaves stay."""
         whole, rest = divmod(keep, self._fanout ** (level - 1))
         first_gone = whole + 1 if rest else whole
-        gone = [p for p in self.store.words(buffer)[first_gone:].tolist() if not tx.is_hole(p)]
+        gone = [p for p in self.store.words(buffer)[first_gone:].tolist() if p not in self._holes]
         if rest:
             old = self.store.words(buffer)[whole]
             if not tx.is_hole(old):

@@ -258,6 +258,8 @@ class Forest:
     @property
     def store_cost(self) -> int:
         """Blocks that `store_clones` may take at most, however many of them are dirty already."""
+        if not self._open:
+            return 0
         pages = sum(tree.writable and not tree.idle for _, tree in self._open.values())
         return pages + self._volume.snapshots.nodes_max if pages else 0
 

@@ -176,6 +176,8 @@ class PagedTree:
 
         `allocate` and `free` may make more pages of this tree dirty. What is empty becomes a hole.
         """
+        if not self._unplaced:
+            return
         while self._unplaced:
             for key in sorted(self._unplaced):
                 self._unplaced.discard(key)
@@ -319,7 +321,7 @@ class PagedTree:
         return self._nodes[key] == self._empty_node(key[0])
 
     def _has_blocks(self) -> bool:
-        return any(not self._is_hole(pointer, self.levels) for pointer in self.ptr)
+        return not all(self._is_hole(pointer, self.levels) for pointer in self.ptr)
 
 
 class ChecksumTree(PagedTree):

@@ -309,6 +309,9 @@ class SpaceMap:
         """Frees blocks that have no parent left. Raises Corrupt where one is free already."""
         if not 0 <= start <= self.num_blocks - count:
             raise Corrupt("freeing a block beyond the end", block=start)
+        if count == 1:
+            self._free_one(start)
+            return
         for index, bit, number in self._split(start, count):
             page = self._change(index)
             if not _all_set(page.bits, bit, number):
@@ -333,6 +336,22 @@ class SpaceMap:
                 page.held += length
                 self.held += length
                 self.freed.add(index * self._page_bits + at, length)
+
+    def _free_one(self, block: int) -> None:
+        """As `free_run`, for what most frees are: a block of metadata, or a small file's."""
+        index, bit = divmod(block, self._page_bits)
+        page = self._change(index)
+        at, mask = bit >> 3, 1 << (bit & 7)
+        if not page.bits[at] & mask:
+            raise Corrupt("a block is freed that is free already", block=block)
+        assert page.committed is not None
+        page.bits[at] ^= mask
+        if page.committed[at] & mask:
+            self._hold(page, index, bit, 1)
+        else:
+            page.busy[at] ^= mask
+            self._opened(index, block)
+        self.free += 1
 
     def release(self, freed: Freed) -> None:
         """Makes the blocks of a generation's `Freed` available: the generation after it is durable (I2)."""
@@ -420,7 +439,7 @@ class SpaceMap:
                 continue
             start = self._first_free(at, bit if step == 0 else 0)
             if start is not None:
-                return at * self._page_bits + start, self._run_length(at, start, count)
+                return at * self._page_bits + start, 1 if count == 1 else self._run_length(at, start, count)
             if step or bit == 0:
                 self._full.add(at)
         raise Corrupt("the bitmap has fewer free blocks than the superblock says", wanted=self.available, found=0)

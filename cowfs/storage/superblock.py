@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from cowfs.errors import Corrupt, DeviceError, NotAVolume, Unsupported
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c, qnx_crc
+from cowfs.ondisk.codecs import pack_manifest_entry, put_superblock_checksum
 from cowfs.ondisk.geometry import Geometry
 from cowfs.ondisk.records import ByteOrder
 from cowfs.ondisk.slots import state_checks
@@ -124,13 +125,15 @@ def build_slot(
     area = b""
     if extension is not None:
         extension.serial = superblock.serial
-        entries = [f.ManifestEntry(block, checksum).pack() for block, checksum in manifest]
+        entries = [pack_manifest_entry(block, checksum) for block, checksum in manifest]
         assert len(entries) <= f.MANIFEST_ENTRY_MAX
         area = extension.pack() + f.ManifestHeader(len(entries)).pack() + b"".join(entries)
         area = area.ljust(f.EXTENSION_SIZE, b"\0")
         superblock.anchor = f.Anchor(checksum=crc32c(area))
-    superblock.checksum = qnx_crc(superblock.pack()[f.CRC_START :])
-    return superblock.pack(), area
+    record = bytearray(superblock.pack())
+    superblock.checksum = qnx_crc(record[f.CRC_START :])
+    put_superblock_checksum(record, superblock.checksum)
+    return bytes(record), area
 
 
 def slot_pointer(geometry: Geometry) -> tuple[bytes, bytes]:

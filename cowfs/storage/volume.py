@@ -400,13 +400,18 @@ class Volume:
     def _available(self) -> int:
         """Blocks that can be given out now, without those that the next seal may take and no floor is for."""
         assert self.spacemap is not None
+        spacemap = self.spacemap
         at_seal = self.forest.store_cost + len(self.before_seal) * HOOK_BLOCKS
-        return self.spacemap.available - self._unplaced - at_seal
+        return spacemap.free - spacemap.held - self._unplaced - at_seal
 
     @property
     def _unplaced(self) -> int:
         """Blocks that dirty pages of the trees without a reserve may take."""
-        return sum(tree.unplaced_max for tree in self._without_reserve if tree.unplaced)
+        total = 0
+        for tree in self._without_reserve:
+            if tree.unplaced:
+                total += tree.unplaced_max
+        return total
 
     def admit(self, blocks: int, tier: Tier = Tier.WRITE) -> None:
         """Before an operation changes anything: makes sure of `blocks` free blocks (its data and its tree copies).
