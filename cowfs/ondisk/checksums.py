@@ -19,6 +19,11 @@ crc32c = _crc32c.crc32c
 """crc32c(data) -> int: 32 bits."""
 
 
+def crc32c_each(data: memoryview, size: int) -> list[int]:
+    """The crc32c of each piece of `size` bytes."""
+    return [crc32c(data[at : at + size]) for at in range(0, len(data), size)]
+
+
 def qnx_crc(data: Buffer) -> int:
     """CRC-32 with polynomial 0x04C11DB7, most significant bit first, start 0, no final xor (Linux: crc32_be(0, ...)).
 

@@ -19,7 +19,7 @@ from typing import Protocol, TypeAlias
 
 from cowfs.errors import Corrupt, DeviceError
 from cowfs.ondisk import format as f
-from cowfs.ondisk.checksums import crc32c
+from cowfs.ondisk.checksums import crc32c, crc32c_each
 from cowfs.ondisk.geometry import NATIVE_ORDER, Geometry, pointers_from
 from cowfs.ondisk.records import Buffer
 from cowfs.storage.device import Device
@@ -94,9 +94,9 @@ class BlockStore:
             raise Corrupt(
                 "pointer beyond the end of the volume", block=block, wanted=f"< {self.num_blocks}", found=block
             )
-        if self.dirty or self.dirty_data or self.sealed:
-            blocks = range(block, block + count)
-            if any(b in self.dirty_data or b in self.sealed or b in self.dirty for b in blocks):
+        blocks = range(block, block + count)
+        for held in (self.dirty_data, self.sealed, self.dirty):
+            if held and not held.keys().isdisjoint(blocks):
                 return self._read_mixed(blocks)
         return self._read_device(block, count)
 
@@ -126,8 +126,7 @@ class BlockStore:
             if found != wanted:
                 raise Corrupt("checksum", block=block, wanted=f"{wanted:#010x}", found=f"{found:#010x}")
             return data
-        view = memoryview(data)
-        sums = [crc32c(view[at : at + size]) for at in range(0, count * size, size)]
+        sums = crc32c_each(memoryview(data), size)
         expected = self.checksums.get_run(block, count)
         if sums != expected:
             bad = next(i for i in range(count) if sums[i] != expected[i])
@@ -160,21 +159,15 @@ class BlockStore:
         """File data of the open generation: long runs go to the device now, short ones wait for the commit."""
         size = self.block_size
         count = len(data) // size
-        cache, waiting, dirty = self._cache, self.dirty_data, self.dirty
+        self.forget_run(block, count)
         if len(data) < DIRECT_BYTES:
             for i in range(count):
-                cache.pop(block + i, None)
-                dirty.pop(block + i, None)
-                waiting[block + i] = bytes(data[i * size : (i + 1) * size])
-            if len(waiting) > self._spill_max:
+                self.dirty_data[block + i] = bytes(data[i * size : (i + 1) * size])
+            if len(self.dirty_data) > self._spill_max:
                 self.spill()
             return
-        for b in range(block, block + count):
-            cache.pop(b, None)
-            waiting.pop(b, None)
-            dirty.pop(b, None)
         assert self.checksums is not None
-        self.checksums.set_run(block, [crc32c(data[at : at + size]) for at in range(0, count * size, size)])
+        self.checksums.set_run(block, crc32c_each(data, size))
         self._write_now(block, [data])
 
     def _write_now(self, block: int, pieces: Sequence[Buffer]) -> None:
@@ -197,6 +190,15 @@ class BlockStore:
         self.dirty.pop(block, None)
         self.dirty_data.pop(block, None)
         self._cache.pop(block, None)
+
+    def forget_run(self, start: int, count: int) -> None:
+        """The same for a run of blocks."""
+        blocks = range(start, start + count)
+        held: dict[int, bytearray] | dict[int, Buffer]
+        for held in (self.dirty, self.dirty_data, self._cache):
+            if held and not held.keys().isdisjoint(blocks):
+                for block in held.keys() & blocks:
+                    del held[block]
 
     def keep(self, block: int, data: Buffer) -> None:
         """Puts a clean metadata block into the cache."""

@@ -22,6 +22,7 @@ from typing import Final
 
 from cowfs.errors import Corrupt, DeviceError, FileTooBig, UnreadableData
 from cowfs.ondisk import format as f
+from cowfs.ondisk.geometry import Geometry
 from cowfs.ondisk.records import Buffer
 from cowfs.storage.blockio import BlockStore, Words, hole_pointer, pointer_bytes
 from cowfs.storage.children import Child
@@ -47,6 +48,29 @@ class WritableRoot:
     def __init__(self, root: Root, epoch: int) -> None:
         self.root: Final = root
         self.epoch: Final = epoch
+
+
+@dataclass(slots=True)
+class _Leaves:
+    """Pointers to leaves that may be changed, and the place of the next one among them."""
+
+    pointers: Words | list[int]
+    slot: int
+    holder: bytearray | list[int]
+    """What they stand in: an indirect block's buffer, or the root's own list."""
+
+    def next(self, number: int) -> list[int]:
+        """The next so many pointers."""
+        return list(self.pointers[self.slot : self.slot + number])
+
+    def store(self, news: list[int], geometry: Geometry) -> None:
+        """Puts new pointers in the place of the next ones, and goes on behind them."""
+        if isinstance(self.holder, list):
+            self.holder[self.slot : self.slot + len(news)] = news
+        else:
+            at = self.slot * f.POINTER_SIZE
+            self.holder[at : at + len(news) * f.POINTER_SIZE] = pointer_bytes(news, geometry)
+        self.slot += len(news)
 
 
 class BlockTrees:
@@ -305,14 +329,14 @@ class BlockTrees:
         self, root: Root, tx: Transaction, index: int, content: bytearray, start: int, piece: memoryview
     ) -> None:
         """Changes part of one block of file data, whose contents are `content`."""
-        pointers, slot = self._pointers_for_write(root, tx, index)
-        old = pointers[slot]
+        leaves = self._leaves_for_write(root, tx, index)
+        old = leaves.pointers[leaves.slot]
         content[start : start + len(piece)] = piece
         if not tx.is_hole(old) and tx.writable_in_place(old):
             self.store.put_data(old, content)
             tx.changes += 1
         else:
-            self._write_runs(self._place(root, tx, index, [old]), memoryview(content))
+            self._write_runs(self._place(root, tx, leaves, 1), memoryview(content))
 
     def _write_whole(self, root: Root, tx: Transaction, index: int, view: memoryview) -> None:
         """Gives whole blocks their places, one indirect block after the other, then writes them, run by run."""
@@ -320,41 +344,36 @@ class BlockTrees:
         end = index + len(view) // self._block_size
         try:
             while index < end:
-                pointers, slot = self._pointers_for_write(root, tx, index)
-                olds = list(pointers[slot : slot + min(end - index, len(pointers) - slot)])
-                runs += self._places(root, tx, index, olds)
-                index += len(olds)
+                leaves = self._leaves_for_write(root, tx, index)
+                number = min(end - index, len(leaves.pointers) - leaves.slot)
+                runs += self._places(root, tx, leaves, number)
+                index += number
         finally:
             self._write_runs(runs, view)  # also after a failure: what has a place must have its contents
 
-    def _places(self, root: Root, tx: Transaction, index: int, olds: list[int]) -> list[tuple[int, int]]:
-        """Where the new contents of the blocks `olds` go: those born in this generation are written where they lie."""
+    def _places(self, root: Root, tx: Transaction, leaves: _Leaves, number: int) -> list[tuple[int, int]]:
+        """Where the new contents of so many leaves go: those born in this generation are written where they lie."""
         if not tx.spacemap.born_count:
-            return self._place(root, tx, index, olds)
+            return self._place(root, tx, leaves, number)
         runs: list[tuple[int, int]] = []
-        at = 0
-        while at < len(olds):
-            in_place = not tx.is_hole(olds[at]) and tx.writable_in_place(olds[at])
-            end = at + 1
-            while end < len(olds) and in_place == (not tx.is_hole(olds[end]) and tx.writable_in_place(olds[end])):
-                end += 1
+        for part, in_place in tx.in_place_pieces(leaves.next(number)):
             if in_place:
-                runs += runs_of(olds[at:end])
+                runs += runs_of(leaves.next(part))
                 tx.changes += 1
+                leaves.slot += part
             else:
-                runs += self._place(root, tx, index + at, olds[at:end])
-            at = end
+                runs += self._place(root, tx, leaves, part)
         return runs
 
-    def _place(self, root: Root, tx: Transaction, index: int, olds: list[int]) -> list[tuple[int, int]]:
-        """New places for blocks that one indirect block, or the root, names; lets go of the old ones."""
-        pointers, slot = self._pointers_for_write(root, tx, index)
-        before = pointers[slot - 1] if slot else f.NO_BLOCK
-        near = olds[0] if slot == 0 or tx.is_hole(before) else before
-        runs = tx.allocate_data(len(olds), None if tx.is_hole(near) else near)
-        self._store_pointers(root, tx, index, [b for start, count in runs for b in range(start, start + count)])
-        real = [p for p in olds if not tx.is_hole(p)]
-        root.blocks += len(olds) - len(real)
+    def _place(self, root: Root, tx: Transaction, leaves: _Leaves, number: int) -> list[tuple[int, int]]:
+        """New places for the next leaves; lets go of the old ones, and goes on behind them."""
+        olds = leaves.next(number)
+        before = leaves.pointers[leaves.slot - 1] if leaves.slot else f.NO_BLOCK
+        near = olds[0] if tx.is_hole(before) else before
+        runs = tx.allocate_data(number, None if tx.is_hole(near) else near)
+        leaves.store([block for start, count in runs for block in range(start, start + count)], self.store.geometry)
+        real = olds if tx.holes.isdisjoint(olds) else [p for p in olds if p not in tx.holes]
+        root.blocks += number - len(real)
         for start, count in runs_of(real):
             tx.drop_data(start, count)
         return runs
@@ -373,20 +392,12 @@ class BlockTrees:
                 at += size
             start, length = first, count
 
-    def _pointers_for_write(self, root: Root, tx: Transaction, index: int) -> tuple[Words | list[int], int]:
-        """The pointers that hold leaf `index`, every block above them shadowed, and its place there; read only."""
+    def _leaves_for_write(self, root: Root, tx: Transaction, index: int) -> _Leaves:
+        """The pointers from leaf `index` on, every block above them shadowed; good until the next is shadowed."""
         if root.levels == 0:
-            return root.ptr, index
+            return _Leaves(root.ptr, index, root.ptr)
         buffer = self._descend(root, tx, index, 1)
-        return self.store.words(buffer), index % self._fanout
-
-    def _store_pointers(self, root: Root, tx: Transaction, index: int, news: list[int]) -> None:
-        if root.levels == 0:
-            root.ptr[index : index + len(news)] = news
-            return
-        buffer = self._descend(root, tx, index, 1)
-        at = index % self._fanout * f.POINTER_SIZE
-        buffer[at : at + len(news) * f.POINTER_SIZE] = pointer_bytes(news, self.store.geometry)
+        return _Leaves(self.store.words(buffer), index % self._fanout, buffer)
 
     # --- sharing ---
 
@@ -419,9 +430,9 @@ class BlockTrees:
         root, tx = self._open(writable)
         self._reach(root, tx, index + 1)
         self._ready.clear()
-        self._pointers_for_write(root, tx, index)
+        leaves = self._leaves_for_write(root, tx, index)
         tx.add_parents([(block, root.kind, 0)])
-        self._store_pointers(root, tx, index, [block])
+        leaves.store([block], self.store.geometry)
         root.blocks += 1
 
     # --- truncating ---
@@ -455,9 +466,9 @@ class BlockTrees:
         old = self.pointer(root, index)
         if old != f.NO_BLOCK:
             self._ready.pop(root, None)
-            pointers, slot = self._pointers_for_write(root, tx, index)
-            old = pointers[slot]
-            self._store_pointers(root, tx, index, [hole_pointer(self.zero_blocks, 0)])
+            leaves = self._leaves_for_write(root, tx, index)
+            old = leaves.pointers[leaves.slot]
+            leaves.store([hole_pointer(self.zero_blocks, 0)], self.store.geometry)
             root.blocks -= 1
             tx.drop(old, root.kind, 0)
 

@@ -23,8 +23,7 @@ _WITH_BLOCKS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 def children(store: BlockStore, zero_blocks: tuple[int, ...], data: Buffer, kind: int, level: int) -> list[Child]:
     """The children of a block whose contents are `data`. Raises Corrupt for a pointer or level that cannot be."""
     if level > 0:
-        pointers = [p for p in store.words(data) if p != f.NO_BLOCK and p not in zero_blocks]
-        return [(_checked(store, p), kind, level - 1) for p in pointers]
+        return [(pointer, kind, level - 1) for pointer in pointers_in(store, zero_blocks, data)]
     if kind != f.KIND_INODES:
         return []
     found: list[Child] = []
@@ -34,6 +33,17 @@ def children(store: BlockStore, zero_blocks: tuple[int, ...], data: Buffer, kind
             continue
         found.extend(inode_children(store, zero_blocks, f.DiskInode.unpack(data, offset, order)))
     return found
+
+
+def pointers_in(store: BlockStore, zero_blocks: tuple[int, ...], data: Buffer) -> list[int]:
+    """The pointers of an indirect block that are no holes. Raises Corrupt for one that cannot be."""
+    pointers = store.words(data).tolist()
+    holes = {f.NO_BLOCK, *zero_blocks}
+    if not holes.isdisjoint(pointers):
+        pointers = [pointer for pointer in pointers if pointer not in holes]
+    if pointers:
+        _checked(store, max(pointers))
+    return pointers
 
 
 def inode_children(store: BlockStore, zero_blocks: tuple[int, ...], inode: f.DiskInode) -> list[Child]:

@@ -20,17 +20,22 @@ Locking: the core thread only.
 
 from __future__ import annotations
 
+import array
+import itertools
 import re
 from dataclasses import dataclass, field
 from typing import Final
 
 from cowfs.errors import Corrupt, NoSpace, TooManyLinks
 from cowfs.ondisk import format as f
+from cowfs.ondisk.geometry import pointers_from, pointers_to
 from cowfs.storage.blockio import BlockStore
 from cowfs.storage.layers import Buried, bit_runs
 from cowfs.storage.pagedtree import ChecksumTree, PagedTree
 
 _NOT_FULL: Final = re.compile(rb"[^\xff]")
+_STRETCH_BYTES: Final = 256
+_FULL_STRETCH: Final = b"\xff" * _STRETCH_BYTES  # passed over at once
 _LOWEST_ZERO: Final = bytes(next((bit for bit in range(8) if not byte >> bit & 1), 8) for byte in range(256))
 _LONG_SEARCH_PAGES: Final = 8  # bitmap pages looked through for a long run before a short one is taken
 _LONG_RUN_BYTES: Final = 8  # a "long" free run: 64 blocks
@@ -137,6 +142,7 @@ class SpaceMap:
         self.born_count = 0
         self.data_hint, self.metadata_hint = hints
         self._store = store
+        self._order = store.geometry.order
         self._checksums = checksums
         self._page_bits = store.block_size * 8
         self._page_count = -(-self.num_blocks // self._page_bits)
@@ -180,16 +186,48 @@ class SpaceMap:
         index, at = divmod(offset, self.references.page_size)
         return int.from_bytes(self.references.page(index)[at : at + f.REFERENCE_SIZE], "little")
 
-    def shared(self, start: int, count: int) -> bool:
-        """Whether any block of a run has parents beyond the first. Raises Corrupt for a run beyond the end."""
+    def extra_parents_each(self, start: int, count: int) -> array.array[int]:
+        """Parents beyond the first of each block of a run. Raises Corrupt for a run beyond the end."""
         if not 0 <= start <= self.num_blocks - count:
             raise Corrupt(
                 "pointer beyond the end of the volume", wanted=f"< {self.num_blocks}", found=start + count - 1
             )
         if not self.references.occupied:
-            return False
+            return array.array("I", bytes(count * f.REFERENCE_SIZE))
         raw = self.references.read(start * f.REFERENCE_SIZE, count * f.REFERENCE_SIZE)
-        return raw.count(0) != len(raw)
+        return pointers_from(raw, self._order)
+
+    def shared(self, start: int, count: int) -> bool:
+        """Whether any block of a run has parents beyond the first. Raises Corrupt for a run beyond the end."""
+        return any(self.extra_parents_each(start, count))
+
+    def born_runs_of(self, start: int, count: int) -> list[tuple[int, int, bool]]:
+        """A run in pieces: (first, number, whether they were allocated in the open generation)."""
+        pieces: list[tuple[int, int, bool]] = []
+        for index, bit, number in self._split(start, count):
+            page = self._pages.get(index)
+            first = index * self._page_bits + bit
+            if page is None or page.committed is None:
+                pieces.append((first, number, False))
+                continue
+            born = _bits(page.bits, bit, number) & ~_bits(page.committed, bit, number)
+            born_bytes = born.to_bytes(-(-number // 8), "little")
+            pieces += [(first + at, length, value) for at, length, value in bit_runs(born_bytes, 0, number)]
+        return pieces
+
+    def shared_runs_of(self, start: int, count: int) -> list[tuple[int, int, bool]]:
+        """A run in pieces: (first, number, whether they have parents beyond the first). Raises Corrupt beyond the end."""
+        if count == 1:
+            return [(start, 1, self.extra_parents(start) > 0)]
+        counts = self.extra_parents_each(start, count)
+        if not any(counts):
+            return [(start, count, False)]
+        pieces = []
+        for extra, group in itertools.groupby(map(bool, counts)):
+            number = sum(1 for _ in group)
+            pieces.append((start, number, extra))
+            start += number
+        return pieces
 
     # --- reference counts ---
 
@@ -201,6 +239,21 @@ class SpaceMap:
         for counts in self._frozen:
             counts.keep(index)
         self.references.page_for_write(index)[at : at + f.REFERENCE_SIZE] = count.to_bytes(f.REFERENCE_SIZE, "little")
+
+    def add_extra_parents(self, start: int, count: int, change: int) -> None:
+        """Adds `change` to the count of each block of a run. Raises TooManyLinks, before anything changes."""
+        if count == 1:
+            self.set_extra_parents(start, self.extra_parents(start) + change)
+            return
+        counts = [extra + change for extra in self.extra_parents_each(start, count)]
+        if min(counts) < 0 or max(counts) > f.REFERENCE_MAX:
+            raise TooManyLinks(f"blocks from {start} on: {min(counts)} to {max(counts)} extra parents do not fit")
+        offset = start * f.REFERENCE_SIZE
+        size = self.references.page_size
+        for frozen in self._frozen:
+            for index in range(offset // size, (offset + count * f.REFERENCE_SIZE - 1) // size + 1):
+                frozen.keep(index)
+        self.references.write(offset, pointers_to(array.array("I", counts), self._order))
 
     def freeze(self) -> CountsThen:
         """All counts as they are now, whatever changes later: a constant amount of work. To be ended by `thaw`."""
@@ -317,8 +370,8 @@ class SpaceMap:
             if not _all_set(page.bits, bit, number):
                 raise Corrupt("a block is freed that is free already", block=index * self._page_bits + bit)
             assert page.committed is not None
+            _clear_bits(page.bits, bit, number)
             for at, length, old in bit_runs(page.committed, bit, number):
-                _clear_bits(page.bits, at, length)
                 if old:
                     self._hold(page, index, at, length)
                 else:
@@ -468,6 +521,8 @@ class SpaceMap:
             if zero < 8:
                 return at * 8 + zero
             at += 1
+        while busy.startswith(_FULL_STRETCH, at):
+            at += _STRETCH_BYTES
         match = _NOT_FULL.search(busy, at)
         return None if match is None else match.start() * 8 + _LOWEST_ZERO[busy[match.start()]]
 
@@ -510,6 +565,12 @@ def _either(page: bytearray, other: bytes) -> None:
 def _all_set(page: bytes | bytearray, bit: int, number: int) -> bool:
     start, end, mask = _mask(bit, number)
     return int.from_bytes(page[start:end], "little") & mask == mask
+
+
+def _bits(page: bytes | bytearray, bit: int, number: int) -> int:
+    """Bits of a page as a number, the first one lowest."""
+    start, end, mask = _mask(bit, number)
+    return (int.from_bytes(page[start:end], "little") & mask) >> (bit & 7)
 
 
 def new_bitmap_padding(num_blocks: int, block_size: int) -> tuple[int, int] | None:

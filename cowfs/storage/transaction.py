@@ -16,12 +16,15 @@ Locking: the core thread only.
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Callable
 
 from cowfs.errors import Corrupt, DeviceError, TooManyLinks
 from cowfs.ondisk import format as f
+from cowfs.ondisk.records import Buffer
 from cowfs.storage.blockio import BlockStore, pointer_bytes
-from cowfs.storage.children import Child, children
+from cowfs.storage.children import Child, children, pointers_in
 from cowfs.storage.reclaim import ReclaimQueue
 from cowfs.storage.spacemap import SpaceMap
 
@@ -38,17 +41,37 @@ class Transaction:
         self.spacemap = spacemap
         self.reclaim = reclaim
         self.zero_blocks = zero_blocks
+        self.holes = frozenset((f.NO_BLOCK, *zero_blocks))
         self.changes = 0  # grows with every change
         self.on_leak: Callable[[str], None] = lambda note: None
         self._block_size = store.block_size
 
     def is_hole(self, pointer: int) -> bool:
         """Whether a pointer names no block of its own."""
-        return pointer == f.NO_BLOCK or pointer in self.zero_blocks
+        return pointer in self.holes
 
     def writable_in_place(self, block: int) -> bool:
         """Whether a block whose ancestors are writable may be changed where it lies (I6: ask only top down)."""
         return self.spacemap.born(block) and not self.spacemap.extra_parents(block)
+
+    def in_place_pieces(self, pointers: list[int]) -> list[tuple[int, bool]]:
+        """Pieces of a row of pointers to leaves, as `writable_in_place` of each: (how many, whether)."""
+        pieces: list[tuple[int, bool]] = []
+        if len(pointers) == 1 or not self.holes.isdisjoint(pointers):
+            for whether, group in itertools.groupby(pointers, self._leaf_in_place):
+                pieces.append((sum(1 for _ in group), whether))
+            return pieces
+        for start, count in runs_of(pointers):
+            for first, number, born in self.spacemap.born_runs_of(start, count):
+                if not born:
+                    pieces.append((number, False))
+                    continue
+                for _, part, shared in self.spacemap.shared_runs_of(first, number):
+                    pieces.append((part, not shared))
+        return pieces
+
+    def _leaf_in_place(self, pointer: int) -> bool:
+        return pointer not in self.holes and self.writable_in_place(pointer)
 
     # --- shadow ---
 
@@ -59,26 +82,27 @@ class Transaction:
         zeros, or pointers to holes. Raises Corrupt, DeviceError, NoSpace, TooManyLinks, each before anything changes.
         """
         store = self.store
-        if self.is_hole(pointer):
+        if pointer in self.holes:
             new = self.spacemap.allocate_metadata()
             buffer = bytearray(self._empty(level))
             self.changes += 1
             store.put(new, buffer)
             return new, buffer
+        ready = store.dirty.get(pointer)  # what is there was born in this generation
+        if ready is not None and not self.spacemap.extra_parents(pointer):
+            return pointer, ready
         if self.writable_in_place(pointer):
-            ready = store.dirty.get(pointer)
-            if ready is None:
-                ready = bytearray(store.read(pointer))
-                store.put(pointer, ready)
+            ready = bytearray(store.read(pointer))
+            store.put(pointer, ready)
             return pointer, ready
         data = store.read(pointer)
         extra = self.spacemap.extra_parents(pointer)
-        gains = self._gains(children(store, self.zero_blocks, data, kind, level)) if extra else {}
+        gaining = self._gaining(self._children(data, kind, level)) if extra else []
         new = self.spacemap.allocate_metadata()
         self.changes += 1
         if extra:
-            for child, count in gains.items():
-                self.spacemap.set_extra_parents(child, count)
+            for first, count in gaining:
+                self.spacemap.add_extra_parents(first, count, 1)
             self.spacemap.set_extra_parents(pointer, extra - 1)
         else:
             self.spacemap.free_run(pointer, 1)
@@ -109,23 +133,30 @@ class Transaction:
 
     def add_parents(self, blocks: list[Child]) -> None:
         """Each block gains a parent. Refused as a whole, before anything changes, if one count would overflow (I8)."""
-        gains = self._gains(blocks)
+        gaining = self._gaining([block for block, _, _ in blocks])
         self.changes += 1
-        for block, count in gains.items():
-            self.spacemap.set_extra_parents(block, count)
+        for first, count in gaining:
+            self.spacemap.add_extra_parents(first, count, 1)
 
     def check_parents(self, blocks: list[Child]) -> None:
         """Raises TooManyLinks where `add_parents` would; reads all that it needs."""
-        self._gains(blocks)
+        self._gaining([block for block, _, _ in blocks])
 
-    def _gains(self, blocks: list[Child]) -> dict[int, int]:
-        """The count that each block has when it has gained a parent. Raises TooManyLinks."""
-        counts: dict[int, int] = {}
-        for block, _, _ in blocks:
-            count = counts[block] = counts.get(block, self.spacemap.extra_parents(block)) + 1
-            if count > f.REFERENCE_MAX:
-                raise TooManyLinks(f"block {block} cannot have more than {f.REFERENCE_MAX} extra parents")
-        return counts
+    def _gaining(self, blocks: list[int]) -> list[tuple[int, int]]:
+        """Blocks that are to gain a parent each, as runs; one that is named twice is in two. Raises TooManyLinks."""
+        runs = runs_of(sorted(blocks))
+        most = max((max(self.spacemap.extra_parents_each(first, count)) for first, count in runs), default=0)
+        if most + 1 > f.REFERENCE_MAX or (
+            len(set(blocks)) < len(blocks)
+            and any(self.spacemap.extra_parents(block) + n > f.REFERENCE_MAX for block, n in Counter(blocks).items())
+        ):
+            raise TooManyLinks(f"a block cannot have more than {f.REFERENCE_MAX} extra parents")
+        return runs
+
+    def _children(self, data: Buffer, kind: int, level: int) -> list[int]:
+        if level > 0:
+            return pointers_in(self.store, self.zero_blocks, data)
+        return [block for block, _, _ in children(self.store, self.zero_blocks, data, kind, level)]
 
     def drop(self, pointer: int, kind: int, level: int) -> None:
         """A parent lets go of a subtree: its block loses one parent, or, with none left, is freed or queued.
@@ -159,19 +190,12 @@ class Transaction:
         """A parent lets go of a run of leaves that have no children."""
         self.changes += 1
         spacemap = self.spacemap
-        if spacemap.shared(start, count):
-            for block in range(start, start + count):
-                extra = spacemap.extra_parents(block)
-                if extra:
-                    spacemap.set_extra_parents(block, extra - 1)
-                else:
-                    spacemap.free_run(block, 1)
-                    self.store.forget(block)
-            return
-        spacemap.free_run(start, count)
-        if self.store.dirty or self.store.dirty_data:
-            for block in range(start, start + count):
-                self.store.forget(block)
+        for first, number, shared in spacemap.shared_runs_of(start, count):
+            if shared:
+                spacemap.add_extra_parents(first, number, -1)
+            else:
+                spacemap.free_run(first, number)
+                self.store.forget_run(first, number)
 
     def _drop_all(self, found: list[Child], kind: int, level: int) -> int:
         """Lets go of all children of a block; returns how many there are."""

@@ -14,7 +14,8 @@ from plainfiles import BLOCK_SIZES, MIB, PlainFiles, random_change
 
 from cowfs.errors import TooManyLinks
 from cowfs.ondisk import format as f
-from cowfs.storage.blocktree import BlockTrees
+from cowfs.storage import blocktree
+from cowfs.storage.blocktree import BlockTrees, Root
 from cowfs.storage.transaction import Transaction
 
 
@@ -334,15 +335,16 @@ def test_the_wrong_order_fails_in_the_model() -> None:
 def test_the_wrong_order_fails_on_a_volume(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same mistake made in the real code: leaves are looked at before what is above them is shadowed."""
 
-    def leaf_first(self: BlockTrees, root: object, tx: Transaction, index: int) -> object:
-        return original_container(self, root, index)[:2] if root.levels else (root.ptr, index)  # type: ignore[attr-defined]
+    def leaf_first(self: BlockTrees, root: Root, tx: Transaction, index: int) -> blocktree._Leaves:
+        pointers, slot, _ = self._container(root, index)
+        assert pointers is not None
+        return blocktree._Leaves(pointers, slot, bytearray())  # each leaf seems to be one to write where it lies
 
-    original_container = BlockTrees._container
     files = PlainFiles.make(block_size=512)
     number = files.create()
     files.write(number, 0, bytes(range(1, 101)) * 200)  # one generation for all of it
     clone = files.clone(number)
-    monkeypatch.setattr(BlockTrees, "_pointers_for_write", leaf_first)
+    monkeypatch.setattr(BlockTrees, "_leaves_for_write", leaf_first)
     files.write(clone, 1024, b"X" * 512)
     with pytest.raises(AssertionError, match="file 3, at 0"):
         files.verify()
