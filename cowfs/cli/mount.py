@@ -20,7 +20,7 @@ from cowfs.fuse import daemon
     "words",
     metavar="OPTIONS",
     multiple=True,
-    help="ro, rw, commit=SECONDS, noxattr, nowriteback, allow_other, noatime, relatime, strictatime, sync, "
+    help="ro, rw, commit=SECONDS, noxattr, nowriteback, allow_other, noatime, relatime, strictatime, sync, discard, "
     "superblock=1|2, snapshot=NAME, offset=BYTES, partition=N, log=FILE, and mount(8)'s generic ones.",
 )
 @click.option("--foreground", is_flag=True, help="Serve until it is unmounted; log to standard error.")

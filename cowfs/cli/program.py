@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from cowfs import __version__
-from cowfs.cli import check, clone, crashtest, image, mount, policy, reading, resize, scrub, snapshot, space
+from cowfs.cli import check, clone, crashtest, image, mount, policy, reading, resize, scrub, snapshot, space, trim
 from cowfs.errors import CowfsError
 
 EXIT_FAILURE = 1
@@ -67,6 +67,7 @@ for _command in (
     snapshot.diff,
     clone.clone,
     resize.resize,
+    trim.trim,
 ):
     program.add_command(_command)
 

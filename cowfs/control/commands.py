@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 from cowfs import __version__
-from cowfs.control import policy, resize, scrub, snapshots, space
+from cowfs.control import policy, resize, scrub, snapshots, space, trim
 from cowfs.control.clone import clone
 from cowfs.control.host import Host, finish
 from cowfs.control.specification import Arguments, Specification
@@ -52,6 +52,7 @@ COMMANDS: dict[str, Specification] = {
     "policy clear": Specification(policy.clear_policy),
     **space.COMMANDS,
     **resize.COMMANDS,
+    **trim.COMMANDS,
     "scrub start": Specification(scrub.start, options=frozenset({"rate", "restart"}), reads=True),
     "scrub status": Specification(scrub.status, reads=True),
     "scrub stop": Specification(scrub.stop, reads=True),

@@ -98,6 +98,10 @@ class Host(Protocol):
         """Carries out work in slices, in the background where that is possible."""
         ...
 
+    async def bring_forward(self) -> None:
+        """Commits until what was freed up to now can be given out."""
+        ...
+
     async def grow(self, geometry: Geometry, *, preallocate: bool) -> None:
         """Gives the volume more blocks, durably. Raises NoSpace, NotSupported, DeviceError."""
         ...
@@ -191,6 +195,11 @@ class Offline:
         """Carries all of it out at once."""
         for _ in answered(self.filesystem.volume.device, work, time.sleep):
             pass
+
+    async def bring_forward(self) -> None:
+        """Commits twice."""
+        for _ in range(2):
+            self.filesystem.volume.commit(complete=True)
 
     async def grow(self, geometry: Geometry, *, preallocate: bool) -> None:
         """At once."""

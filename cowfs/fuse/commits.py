@@ -24,6 +24,7 @@ from cowfs.errors import CowfsError, DeviceError, NoSpace, SpaceShort
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage import resize
 from cowfs.storage.commit import SealedCommit
+from cowfs.storage.discard import punch
 from cowfs.storage.volume import Volume
 
 RECLAIM_SLICE_BLOCKS = 256
@@ -85,6 +86,7 @@ class CommitScheduler:
         self._wanted = trio.Event()
         self._reclaimable = trio.Event()
         self._reclaimable.set()
+        self._discardable = trio.Event()
 
     async def run(self) -> None:
         """The timer, the commits that nobody waits for, and the reclaim; until cancelled."""
@@ -92,6 +94,7 @@ class CommitScheduler:
             nursery.start_soon(self._tick)
             nursery.start_soon(self._commit_when_wanted)
             nursery.start_soon(self._reclaim)
+            nursery.start_soon(self._discard)
 
     async def commit(self, *, complete: bool = False) -> None:
         """Returns when all that was done before is durable. Raises DeviceError, or what else made the commit fail.
@@ -259,6 +262,8 @@ class CommitScheduler:
             raise failure from error
         volume.publish(sealed)
         self.commits += 1
+        if volume.discards is not None and volume.discards.waiting:
+            self._discardable.set()
 
     def _fail(self, error: CowfsError) -> None:
         self._failure = error
@@ -287,6 +292,22 @@ class CommitScheduler:
             await self.commit(complete=complete)
         except CowfsError as error:
             log.debug("a commit in the background failed: %s", error)
+
+    async def _discard(self) -> None:
+        """Gives back to the medium what commits freed, in another thread; until cancelled."""
+        while True:
+            await self._discardable.wait()
+            self._discardable = trio.Event()
+            discards, volume = self._volume.discards, self._volume
+            while discards is not None and discards.waiting:
+                runs = discards.next()
+                error: Exception | None = None
+                try:
+                    await trio.to_thread.run_sync(punch, volume.device, volume.geometry, runs)
+                except CowfsError as failure:
+                    error = failure
+                finally:
+                    discards.done(runs, error)
 
     @property
     def _may_reclaim(self) -> bool:

@@ -39,6 +39,8 @@ class MountOptions:
     allow_other: bool = False
     atime: AtimeMode = AtimeMode.RELATIME
     sync: bool = False
+    discard: bool = False
+    """Whether what commits free is given back to the medium."""
     superblock: int | None = None
     offset: int | None = None
     """Where in the image the volume begins, in bytes."""
@@ -69,6 +71,8 @@ class MountOptions:
         words.append(self.atime.value)
         if self.sync:
             words.append("sync")
+        if self.discard:
+            words.append("discard")
         if self.superblock is not None:
             words.append(f"superblock={self.superblock}")
         if self.offset is not None:
@@ -91,6 +95,8 @@ _FLAGS: dict[str, tuple[str, object]] = {
     "strictatime": ("atime", AtimeMode.STRICT),
     "sync": ("sync", True),
     "async": ("sync", False),
+    "discard": ("discard", True),
+    "nodiscard": ("discard", False),
 }
 _OPPOSITES = {"suid": "nosuid", "dev": "nodev", "exec": "noexec"}
 _OPPOSITES |= {negative: positive for positive, negative in _OPPOSITES.items()}

@@ -37,6 +37,7 @@ from cowfs.fuse.options import MountOptions, fuse_options
 from cowfs.fuse.trees import Trees, forget_all_names, forget_entry, in_thread, root_names
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage import resize
+from cowfs.storage.discard import Discards
 from cowfs.storage.volume import Volume
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -88,6 +89,8 @@ class Server:
         self.operations = Operations(self.trees, self._snapshots, self.commits, self, options)
         if self._snapshots is not None and options.snapshot is None and not volume.read_only:
             self.commits.spare = self._spare
+        if options.discard and not volume.read_only:
+            volume.discards = Discards(volume)
 
     @property
     def filesystem(self) -> Filesystem:
@@ -179,6 +182,11 @@ class Server:
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
             await trio.lowlevel.checkpoint()
+
+    async def bring_forward(self) -> None:
+        """Commits twice."""
+        for _ in range(2):
+            await self.commits.commit(complete=True)
 
     async def grow(self, geometry: Geometry, *, preallocate: bool) -> None:
         """Makes the device longer in another thread; then there is one commit with the new size, requests going on."""

@@ -73,7 +73,10 @@ class Device(Protocol):
         ...
 
     def discard(self, offset: int, length: int) -> None:
-        """Gives the bytes back to the medium; what reads return afterwards is undefined. May do nothing."""
+        """Gives the bytes back to the medium; what reads return afterwards is undefined.
+
+        Raises NotSupported where the medium cannot, DeviceError; whatever part of it may have happened.
+        """
         ...
 
     def resize(self, size: int) -> None:
@@ -242,7 +245,7 @@ class FileDevice:
             raise _failure(self.name, "flush it", error) from error
 
     def discard(self, offset: int, length: int) -> None:
-        """Punches a hole (zeros afterwards) or discards sectors; does nothing where the medium cannot."""
+        """Punches a hole (zeros afterwards) or discards sectors. Raises NotSupported, DeviceError."""
         if self.read_only:
             raise ReadOnly(f"{self.name} is open for reading only")
         end = min(offset + length, self._size)
@@ -257,8 +260,11 @@ class FileDevice:
             else:
                 _punch_hole(self._descriptor, offset, end - offset)
         except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
-                raise _failure(self.name, _place("discard", offset, end - offset), error) from error
+            if error.errno in _NOT_SUPPORTED:
+                raise NotSupported(
+                    f"{self.name} cannot give space back (discard): {os.strerror(error.errno)}"
+                ) from error
+            raise _failure(self.name, _place("discard", offset, end - offset), error) from error
 
     def resize(self, size: int) -> None:
         """ftruncate. Raises DeviceError; NotSupported for a block device."""

@@ -198,7 +198,7 @@ def layered(device: Device) -> LayeredDevice | None:
     return found
 
 
-def bit_runs(page: bytes, bit: int, number: int) -> list[tuple[int, int, bool]]:
+def bit_runs(page: bytes | bytearray, bit: int, number: int) -> list[tuple[int, int, bool]]:
     """Bits of a bitmap's page as runs of equal value: (first bit, length, value)."""
     start, end = bit >> 3, bit + number + 7 >> 3
     mask = (1 << number) - 1

@@ -247,6 +247,15 @@ class PagedTree:
         self._page_max = min(self._page_max, max(16, size // self.page_size))
         self._node_max = min(self._node_max, max(16, size // self.page_size))
 
+    def forget(self, index: int) -> None:
+        """A clean page leaves memory; what was changed stays."""
+        if (0, index) not in self._dirty:
+            self._pages.pop(index, None)
+
+    def is_hole_on_device(self, index: int) -> bool:
+        """Whether the page was zeros when the last generation was sealed. Raises Corrupt, DeviceError."""
+        return self._is_hole(self._pointer((0, index)), 0)
+
     def _evict(self, index: int) -> bool:
         if self.evictable is not None and not self.evictable(index):
             return False

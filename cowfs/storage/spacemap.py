@@ -137,6 +137,8 @@ class SpaceMap:
         self.held = 0
         self.buried = buried  # None: this is no overlay
         self.buried_free = buried_free
+        self.withheld = 0
+        """Free blocks that are not given out because their place on the medium is being given back (I41)."""
         self.freed = Freed()  # in the open generation
         self.born_runs: list[tuple[int, int]] = []  # allocated in the open generation, for the manifest
         self.born_count = 0
@@ -157,7 +159,7 @@ class SpaceMap:
     @property
     def available(self) -> int:
         """Blocks that can be given out now."""
-        return self.free - self.held - self.buried_free
+        return self.free - self.held - self.buried_free - self.withheld
 
     def is_buried(self, block: int) -> bool:
         """Whether a layer below uses the block. Raises Corrupt, DeviceError where the base cannot be read."""
@@ -415,6 +417,56 @@ class SpaceMap:
                 page.held -= number
                 self._opened(index, index * self._page_bits + bit)
         self.held -= freed.count
+
+    # --- giving back to the medium ---
+
+    def next_free(
+        self, start: int, end: int, *, least: int, most: int, pages: int
+    ) -> tuple[list[tuple[int, int]], int]:
+        """Runs of blocks from `start` on that can be given out, and where to go on: (first, count).
+
+        Those shorter than `least` are left out; there are about `most` blocks in them at the most, and so many bitmap pages
+        are looked at. Raises Corrupt, DeviceError.
+        """
+        found = Freed()
+        at, end = start, min(end, self.num_blocks)
+        while at < end and pages and found.count < most:
+            index, bit = divmod(at, self._page_bits)
+            known = index in self._pages
+            number = min(end - at, self._page_bits - bit)
+            before = found.count
+            for first, length, busy in bit_runs(self._page(index).busy, bit, number):
+                if not busy:
+                    taken = min(length, most - found.count)
+                    found.add(index * self._page_bits + first, taken)
+                    at = index * self._page_bits + first + taken
+                    if found.count == most:
+                        break
+            else:
+                at = index * self._page_bits + bit + number
+            if not known and found.count == before and self.evictable(index):
+                self.bitmap.forget(index)
+            pages -= 1
+        return [run for run in found.runs if run[1] >= least], at
+
+    def withhold(self, start: int, count: int) -> None:
+        """Blocks that could be given out are not, until `give_back` (I41)."""
+        for index, bit, number in self._split(start, count):
+            page = self._page(index)
+            _set_bits(page.busy, bit, number)
+            page.held += number
+        self.withheld += count
+
+    def give_back(self, start: int, count: int) -> None:
+        """Ends `withhold`."""
+        for index, bit, number in self._split(start, count):
+            page = self._page(index)
+            _clear_bits(page.busy, bit, number)
+            page.held -= number
+            self._full.discard(index)
+            if not page.held and self.bitmap.is_hole_on_device(index) and self.evictable(index):
+                self.bitmap.forget(index)
+        self.withheld -= count
 
     def _opened(self, index: int, block: int) -> None:
         self._full.discard(index)

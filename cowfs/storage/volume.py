@@ -40,6 +40,7 @@ from cowfs.storage.blockio import BlockStore
 from cowfs.storage.blocktree import BlockTrees, Root, WritableRoot
 from cowfs.storage.commit import SealedCommit, Sealer
 from cowfs.storage.device import Device
+from cowfs.storage.discard import Discards
 from cowfs.storage.forest import TREE_COST, Forest
 from cowfs.storage.layers import Buried, layered, overlay_key
 from cowfs.storage.pagedtree import ChecksumTree, PagedTree, tree_capacity_blocks
@@ -139,6 +140,8 @@ class Volume:
         self.newest_slot = slot.number
         self.serial = slot.serial
         self.slots_agree = False
+        self.discards: Discards | None = None
+        """Where what commits free goes back to the medium (`-o discard`)."""
         self.moved_from: int | None = None
         """While the volume gets another size: where slot 2 was (see `resize`)."""
         self._manifests = {slot.number} if slot.manifest else set()  # the slots that have one
@@ -440,7 +443,9 @@ class Volume:
     def _bring_forward(self) -> bool:
         """Commits until what was freed, or counted twice, may be used; False if that is nothing. Raises SpaceShort."""
         assert self.spacemap is not None and self.tx is not None
-        if not (self.spacemap.held or self._unplaced or self._in_flight):
+        if self.discards is not None and self.discards.cancel():
+            return True
+        if not (self.spacemap.held or self.spacemap.withheld or self._unplaced or self._in_flight):
             return False
         if self._in_flight or not self.inline_commits:
             raise SpaceShort
@@ -509,6 +514,8 @@ class Volume:
             self._manifests.add(sealed.slot)
         self.commits += 1
         self.spacemap.release(self._held_back)
+        if self.discards is not None:
+            self.discards.take(self._held_back)
         self._held_back = sealed.freed
         if sealed.move is not None:
             self._has_moved()
@@ -569,10 +576,17 @@ class Volume:
         while not self.slots_agree or self.newest_slot != 1 or self._manifests:
             self.commit(complete=True)
 
+    @property
+    def spare(self) -> int:
+        """Blocks that can be given out now and are more than anything needs to be left."""
+        return max(0, self._available - self._floor(Tier.WRITE))
+
     def close(self) -> None:
         """Settles where the volume is writable, and closes the device in any case."""
         try:
             self.settle()
+            if self.discards is not None:
+                self.discards.finish()
         finally:
             self.device.close()
 
