@@ -45,11 +45,13 @@ COMMANDS = (
     "ls",
     "mount",
     "policy",
+    "resize",
     "rollback",
     "scrub",
     "snapshot",
     "sync",
     "timeline",
+    "trim",
     "umount",
 )
 UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")

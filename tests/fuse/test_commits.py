@@ -22,6 +22,7 @@ class Books:
         self.inline_commits = True
         self.read_only = False
         self.manifest_pending = False
+        self.discards = None
         self.changes = 0
         self.durable = 0
         self.sealed_changes = 0
