@@ -5,14 +5,18 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
 import threading
+import time
 import types
 from pathlib import Path
 
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+PROCESS_CLOCK = 2
+"""What clock_getcpuclockid(3) makes of a process id: its complement, shifted, and CPUCLOCK_SCHED."""
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -76,6 +80,22 @@ def drop_caches(image: Path) -> None:
             os.close(descriptor)
     if may_drop_caches():
         DROP_CACHES.write_text("3\n", encoding="ascii")
+
+
+def computed(pid: int) -> float:
+    """Seconds of processor time that all threads of a process have had so far; 0 where there is none."""
+    if not pid:
+        return 0.0
+    try:
+        return time.clock_gettime(~pid << 3 | PROCESS_CLOCK)
+    except OSError:
+        return 0.0
+
+
+def computed_here() -> float:
+    """Seconds of processor time of this process and of all the programs it has waited for."""
+    uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
 def syncfs(path: Path) -> None:

@@ -28,6 +28,7 @@ FLUSH_CALLS = "fsync,fdatasync,sync_file_range,msync,syncfs,sync"
 FLUSH_TURNS = 3
 MEMORY = "daemon's peak memory"
 OURS = "cowfs"
+FLOOR = "floor"
 
 
 @dataclass
@@ -40,36 +41,50 @@ class Results:
     lines: list[tuple[str, str]] = field(default_factory=list)
     """(title, unit), in the order of the table."""
     figures: dict[tuple[str, str], list[float | None]] = field(default_factory=dict)
+    computed: dict[tuple[str, str], list[float | None]] = field(default_factory=dict)
+    """The same figures in processor time: what they would be if nobody ever waited, on one processor."""
     remarks: list[str] = field(default_factory=list)
     flushes: dict[str, str] = field(default_factory=dict)
     in_user_space: set[str] = field(default_factory=set)
 
-    def add(self, title: str, unit: str, peer: str, turn: int, value: float) -> None:
-        """One figure."""
+    def add(self, title: str, unit: str, peer: str, turn: int, value: float, share: float = 0.0) -> None:
+        """One figure; `share` is the processor time in each second of it, 0 if that is not known."""
         if (title, unit) not in self.lines:
             self.lines.append((title, unit))
         self.figures.setdefault((title, peer), [None] * self.rounds)[turn] = value
+        if share:
+            computed = value / share if unit.endswith("/s") else value * share
+            self.computed.setdefault((title, peer), [None] * self.rounds)[turn] = computed
 
     def remark(self, text: str) -> None:
         """Something that a reader has to know, once."""
         if text not in self.remarks:
             self.remarks.append(text)
 
-    def median(self, title: str, peer: str) -> float | None:
+    def median(self, title: str, peer: str, *, computed: bool = False) -> float | None:
         """Of the rounds in which it was measured."""
-        values = [value for value in self.figures.get((title, peer), []) if value is not None]
+        figures = self.computed if computed else self.figures
+        values = [value for value in figures.get((title, peer), []) if value is not None]
         return statistics.median(values) if values else None
 
-    def ratios(self, title: str, unit: str, peer: str) -> list[float]:
+    def ratios(self, title: str, unit: str, peer: str, *, computed: bool = False) -> list[float]:
         """How many times as good cowfs was, in each round that has both."""
-        pairs = zip(self.figures.get((title, OURS), []), self.figures.get((title, peer), []), strict=False)
+        figures = self.computed if computed else self.figures
+        pairs = zip(figures.get((title, OURS), []), figures.get((title, peer), []), strict=False)
         both = [(ours, theirs) for ours, theirs in pairs if ours and theirs]
         return [ours / theirs if unit.endswith("/s") else theirs / ours for ours, theirs in both]
 
     def to_json(self) -> dict[str, Any]:
         """Everything, for those who want to compute something else."""
         figures = {f"{title} | {peer}": values for (title, peer), values in self.figures.items()}
-        return {"lines": self.lines, "figures": figures, "flushes": self.flushes, "remarks": self.remarks}
+        computed = {f"{title} | {peer}": values for (title, peer), values in self.computed.items()}
+        return {
+            "lines": self.lines,
+            "figures": figures,
+            "computed": computed,
+            "flushes": self.flushes,
+            "remarks": self.remarks,
+        }
 
 
 @dataclass(frozen=True)
@@ -157,8 +172,11 @@ def _play(scene: str, results: Results, peer: Peer, scratch: Path, turn: int) ->
 
 def _measure(entry: Workload, results: Results, stage: Stage, turn: int) -> None:
     title = entry.title(results.sizes)
+    stage.elapsed = stage.computed = 0.0
     try:
-        results.add(title, entry.unit, stage.peer.name, turn, entry.action(stage))
+        value = entry.action(stage)
+        share = stage.computed / stage.elapsed if stage.elapsed and stage.peer.in_user_space else 0.0
+        results.add(title, entry.unit, stage.peer.name, turn, value, share)
     except NotMeasured as error:
         results.remark(f"{stage.peer.name}, {title}: {error}")
 
@@ -209,26 +227,39 @@ def titles(sizes: Sizes) -> list[str]:
 
 
 def report(results: Results) -> str:
-    """Two tables, the gaps, and the remarks."""
+    """The tables, the gaps, and the remarks."""
     names = results.peers
-    marked = [f"{name} †" if "does not flush" in results.flushes.get(name, "") else name for name in names]
-    rows: list[tuple[object, ...]] = []
-    for title, unit in results.lines:
-        values = [results.median(title, name) for name in names]
-        rows.append((f"{title}, {unit}", *("-" if value is None else figure(value) for value in values)))
-    text = [table(f"Medians of {results.rounds} interleaved rounds", ("workload", *marked), rows)]
+    marks = {name: " †" if "does not flush" in results.flushes.get(name, "") else "" for name in names}
+    text = [_medians(results, names, marks, f"Medians of {results.rounds} interleaved rounds")]
     if OURS in names:
         others = [name for name in names if name != OURS]
-        rows = [
+        rows: list[tuple[object, ...]] = [
             (title, *(_ratio(results.ratios(title, unit, name)) for name in others)) for title, unit in results.lines
         ]
         heading = "How many times as good cowfs is: median of the ratios within a round, and their range"
-        text += [table(heading, ("workload", *(name for name in marked if name != OURS)), rows), gaps(results)]
+        text.append(table(heading, ("workload", *(name + marks[name] for name in others)), rows))
+    ours = [name for name in names if name in results.in_user_space]
+    if ours:
+        heading = "The same in processor time: what client and daemon would need if nobody ever waited"
+        text.append(_medians(results, ours, marks, heading, computed=True))
+    if OURS in names:
+        text.append(gaps(results))
     remarks = [f"{name}: {what}" for name, what in results.flushes.items()] + results.remarks
-    if any("†" in name for name in marked):
+    if any(marks.values()):
         remarks.insert(0, "† does not flush the image when a program calls fsync, so it promises less")
     text.append("\n".join(f"- {remark}" for remark in remarks) + "\n")
     return "\n".join(text)
+
+
+def _medians(
+    results: Results, names: Sequence[str], marks: dict[str, str], heading: str, *, computed: bool = False
+) -> str:
+    rows: list[tuple[object, ...]] = []
+    for title, unit in results.lines:
+        values = [results.median(title, name, computed=computed) for name in names]
+        if any(value is not None for value in values):
+            rows.append((f"{title}, {unit}", *("-" if value is None else figure(value) for value in values)))
+    return table(heading, ("workload", *(name + marks[name] for name in names)), rows)
 
 
 def _ratio(ratios: list[float]) -> str:
@@ -239,14 +270,25 @@ def _ratio(ratios: list[float]) -> str:
 
 
 def gaps(results: Results) -> str:
-    """Where a peer in user space is ahead of cowfs, the largest gap first."""
+    """Where a filesystem in user space is ahead of cowfs, the largest gap first, each workload's best one only."""
+    candidates = [name for name in results.peers if name in results.in_user_space and name not in (OURS, FLOOR)]
     found = []
     for title, unit in results.lines:
-        for name in results.peers:
-            ratios = results.ratios(title, unit, name)
-            if name != OURS and name in results.in_user_space and ratios and statistics.median(ratios) < 1:
-                found.append((1 / statistics.median(ratios), title, name))
-    rows: list[tuple[object, ...]] = [(title, name, figure(gap)) for gap, title, name in sorted(found, reverse=True)]
+        gap, best = max(((_gap(results, title, unit, name), name) for name in candidates), default=(0.0, ""))
+        if gap > 1 and title != MEMORY:
+            found.append((gap, title, unit, best))
+    rows: list[tuple[object, ...]] = []
+    for gap, title, unit, best in sorted(found, reverse=True):
+        computed = _gap(results, title, unit, best, computed=True)
+        floor = _gap(results, title, unit, FLOOR)
+        rows.append((title, best, figure(gap), figure(computed) if computed else "-", figure(floor) if floor else "-"))
     if not rows:
         return "No filesystem in user space is ahead of cowfs in any line.\n"
-    return table("Where cowfs is behind, the largest gap first", ("workload", "of", "times as good"), rows)
+    head = ("workload", "best one", "times as good", "times as good in processor time", "times as good the floor is")
+    return table("Where cowfs is behind, the largest gap first", head, rows)
+
+
+def _gap(results: Results, title: str, unit: str, peer: str, *, computed: bool = False) -> float:
+    """How many times as good as cowfs a peer is; 0 where that is not known."""
+    ratios = results.ratios(title, unit, peer, computed=computed)
+    return 1 / statistics.median(ratios) if ratios else 0.0

@@ -77,6 +77,9 @@ class Stage:
     scratch: Path
     """A folder on the host's disk: the archive and the repository, and what programs print."""
     seed: int = 0
+    elapsed: float = 0.0
+    computed: float = 0.0
+    """Seconds of the workload that is measured, and those of processor time in them."""
     choose: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -142,14 +145,28 @@ def opened(path: Path, flags: int) -> Iterator[int]:
 
 
 class Watch:
-    """Seconds since it was made."""
+    """Measures since it was made: the time, and what client and daemon compute meanwhile.
 
-    def __init__(self) -> None:
+    The processor time of the client's programs counts once they have been waited for.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._pid = stage.peer.pid
+        self._computed = machine.computed_here() + machine.computed(self._pid)
         self._begin = time.perf_counter()
 
     def seconds(self) -> float:
-        """How long it has been running."""
-        return time.perf_counter() - self._begin
+        """How long it has been running; ends the measurement, which the stage adds up."""
+        taken = time.perf_counter() - self._begin
+        peer = self._stage.peer
+        if not peer.pid:
+            peer.find_daemon()
+        # A daemon that was started meanwhile has computed nothing before.
+        before = self._computed if peer.pid == self._pid else self._computed - machine.computed(self._pid)
+        self._stage.elapsed += taken
+        self._stage.computed += machine.computed_here() + machine.computed(peer.pid) - before
+        return taken
 
 
 def window(number: int, length: int) -> memoryview:
@@ -185,7 +202,7 @@ def check_file(path: Path, size: int, other: Mapping[int, int] = MappingProxyTyp
 @workload("data", lambda sizes: f"sequential write of {amount(sizes.file)} + fsync", "MiB/s")
 def sequential_write(stage: Stage) -> float:
     """A new file."""
-    watch = Watch()
+    watch = Watch(stage)
     write_file(stage.root / "file", stage.sizes.file)
     return stage.sizes.file / MIB / watch.seconds()
 
@@ -195,7 +212,7 @@ def sequential_read(stage: Stage) -> float:
     """The same file, in pieces of 1 MiB."""
     stage.become_cold()
     piece = bytearray(MIB)
-    watch = Watch()
+    watch = Watch(stage)
     with opened(stage.root / "file", os.O_RDONLY) as file:
         while os.readv(file, [piece]):
             pass
@@ -210,7 +227,7 @@ def random_read(stage: Stage) -> float:
     stage.become_cold()
     blocks = range(stage.sizes.file // BLOCK)
     places = stage.choose.sample(blocks, min(stage.sizes.random_operations, len(blocks)))
-    watch = Watch()
+    watch = Watch(stage)
     with opened(stage.root / "file", os.O_RDONLY) as file:
         got = [os.pread(file, BLOCK, place * BLOCK) for place in places]
     seconds = watch.seconds()
@@ -225,7 +242,7 @@ def random_write(stage: Stage) -> float:
     """Blocks of the same file are overwritten."""
     blocks = range(stage.sizes.file // BLOCK)
     places = stage.choose.sample(blocks, min(stage.sizes.random_operations, len(blocks)))
-    watch = Watch()
+    watch = Watch(stage)
     with opened(stage.root / "file", os.O_RDWR) as file:
         for place in places:
             os.pwrite(file, window(place + 1, BLOCK), place * BLOCK)
@@ -241,14 +258,16 @@ def write_and_fsync(stage: Stage) -> float:
     path = stage.root / "small file"
     write_file(path, 4 * MIB)
     taken, written = [], {}
+    watch = Watch(stage)
     with opened(path, os.O_RDWR) as file:
         for turn in range(stage.sizes.fsyncs):
             place = stage.choose.randrange(4 * MIB // BLOCK)
-            watch = Watch()
+            begin = time.perf_counter()
             os.pwrite(file, window(turn, BLOCK), place * BLOCK)
             os.fsync(file)
-            taken.append(watch.seconds())
+            taken.append(time.perf_counter() - begin)
             written[place] = turn
+    watch.seconds()
     check_file(path, 4 * MIB, written)
     return median(taken) * 1e6
 
@@ -272,7 +291,7 @@ def check_small_files(stage: Stage) -> None:
 def create_files(stage: Stage) -> float:
     """One directory after the other in turn, so none is the kernel's favourite."""
     files = list(small_files(stage))
-    watch = Watch()
+    watch = Watch(stage)
     for number in range(stage.sizes.directories):
         os.mkdir(stage.root / f"directory {number}")
     for path, number in files:
@@ -289,7 +308,7 @@ def find_files(stage: Stage) -> float:
     """find(1) asks for the attributes of each."""
     stage.become_cold()
     with tempfile.TemporaryFile(dir=stage.scratch) as listed:
-        watch = Watch()
+        watch = Watch(stage)
         subprocess.run(["find", stage.root, "-mindepth", "1", "-ls"], stdout=listed, check=True)
         seconds = watch.seconds()
         listed.seek(0)
@@ -300,11 +319,10 @@ def find_files(stage: Stage) -> float:
 
 def mounted_again(stage: Stage) -> float:
     """Milliseconds until the mount command is back and the root has been listed."""
-    watch = Watch()
+    watch = Watch(stage)
     stage.peer.start()
     entries = os.listdir(stage.root)
     seconds = watch.seconds()
-    stage.peer.find_daemon()
     wanted(len([name for name in entries if name != "lost+found"]) == stage.sizes.directories, "the root has changed")
     return seconds * 1000
 
@@ -345,7 +363,7 @@ def create_names(stage: Stage) -> float:
     directory = stage.root / "directory"
     directory.mkdir()
     paths = [f"{directory}/entry {number}" for number in range(stage.sizes.names)]
-    watch = Watch()
+    watch = Watch(stage)
     for path in paths:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
     seconds = watch.seconds()
@@ -357,7 +375,7 @@ def create_names(stage: Stage) -> float:
 def read_names(stage: Stage) -> float:
     """Names only."""
     stage.become_cold()
-    watch = Watch()
+    watch = Watch(stage)
     names = os.listdir(stage.root / "directory")
     seconds = watch.seconds()
     wanted(sorted(names) == sorted(f"entry {n}" for n in range(stage.sizes.names)), "the directory has changed")
@@ -408,7 +426,7 @@ def untar(stage: Stage) -> float:
     tree = stage.scratch / "tree"
     entries = entries_below(tree)
     files = [path for path in entries if (tree / path).is_file()]
-    watch = Watch()
+    watch = Watch(stage)
     run(["tar", "-xf", str(stage.scratch / "archive.tar"), "-C", str(target)])
     machine.sync(stage.root, target / files[-1])
     seconds = watch.seconds()
@@ -423,7 +441,7 @@ def remove_tree(stage: Stage) -> float:
     """With rm(1)."""
     target = stage.root / "untarred"
     count = len(entries_below(target))
-    watch = Watch()
+    watch = Watch(stage)
     run(["rm", "-rf", str(target)])
     machine.sync(stage.root)
     seconds = watch.seconds()
@@ -437,7 +455,7 @@ def git_clone(stage: Stage) -> float:
     source, target = stage.root / "repository", stage.root / "clone"
     shutil.copytree(stage.scratch / "repository" / ".git", source / ".git", symlinks=True)
     machine.sync(stage.root)
-    watch = Watch()
+    watch = Watch(stage)
     run(["git", "clone", "--quiet", "--local", str(source), str(target)])
     seconds = watch.seconds()
     run(["git", "-C", str(target), "fsck", "--full"])
@@ -450,7 +468,7 @@ def git_status(stage: Stage) -> float:
     command = ["git", "-C", str(stage.root / "clone"), "status", "--porcelain"]
     taken = []
     for _ in range(1 + STATUS_TURNS):
-        watch = Watch()
+        watch = Watch(stage)
         done = subprocess.run(command, capture_output=True, check=True)
         taken.append(watch.seconds())
         wanted(not done.stdout, "git sees changes")
@@ -465,7 +483,7 @@ def sqlite(stage: Stage) -> float:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("PRAGMA synchronous=FULL")
         database.execute("CREATE TABLE t (number INTEGER PRIMARY KEY, text TEXT)")
-        watch = Watch()
+        watch = Watch(stage)
         for number in range(count):
             database.execute("INSERT INTO t VALUES (?, ?)", (number, f"row {number} " * 10))
         seconds = watch.seconds()
@@ -488,7 +506,7 @@ def snapshots_of(stage: Stage, size: int) -> float:
             os.pwrite(file, window(turn, BLOCK), turn * BLOCK)
         written[turn] = turn
         machine.sync(stage.root, path)
-        watch = Watch()
+        watch = Watch(stage)
         stage.peer.snapshot(f"of {size // MIB} {turn}".replace(" ", "-"))
         taken.append(watch.seconds())
     check_file(path, size, written)
@@ -508,7 +526,7 @@ def clone(stage: Stage) -> float:
     write_file(source, stage.sizes.file)
     taken = []
     for turn in range(TURNS):
-        watch = Watch()
+        watch = Watch(stage)
         stage.peer.clone(source.name, f"copy {turn}")
         taken.append(watch.seconds())
     with opened(stage.root / "copy 0", os.O_RDWR) as file:
