@@ -405,7 +405,7 @@ class Volume:
         assert self.spacemap is not None
         spacemap = self.spacemap
         at_seal = self.forest.store_cost + len(self.before_seal) * HOOK_BLOCKS
-        return spacemap.free - spacemap.held - self._unplaced - at_seal
+        return spacemap.available - self._unplaced - at_seal
 
     @property
     def _unplaced(self) -> int:
