@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from cowfs.check import check_image
+from cowfs.errors import CowfsError
 from cowfs.fs import AtimeMode, Filesystem
 from cowfs.ondisk.geometry import geometry_for_size
 from cowfs.storage.device import MemoryDevice
@@ -25,6 +29,13 @@ def new_device(size: int = 16 * MIB, block_size: int = 4096) -> MemoryDevice:
     device = MemoryDevice(size)
     make_volume(device, geometry_for_size(size, block_size), label=b"test", uuid=bytes(range(16)), now_ns=START)
     return device
+
+
+def refused(number: int, operation: Callable[[], object]) -> None:
+    """An operation must fail with this errno."""
+    with pytest.raises(CowfsError) as caught:
+        operation()
+    assert errno.errorcode[caught.value.errno] == errno.errorcode[number]
 
 
 class Clock:

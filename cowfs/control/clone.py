@@ -13,9 +13,10 @@ from typing import NamedTuple
 from cowfs.control.host import Host
 from cowfs.control.pins import pinned
 from cowfs.control.specification import Arguments
-from cowfs.control.wire import DIRECTORY_NAME, SNAPSHOTS_NAME, Reply
+from cowfs.control.wire import DIRECTORY_NAME, SNAPSHOTS_NAME, Reply, text_of
 from cowfs.errors import Exists, InvalidArgument
 from cowfs.fs.filesystem import Filesystem
+from cowfs.fs.paths import normalised
 from cowfs.fs.treeclone import TreeClone
 from cowfs.ondisk import format as f
 
@@ -49,7 +50,7 @@ async def clone(arguments: Arguments, host: Host) -> Reply:
             )
         await host.appeared(target.files, target.ino, name)
     await host.commit()
-    return {"source": _text(source_path), "target": _text(target_path), "copied": copied}
+    return {"source": text_of(b"/".join(source_path)), "target": text_of(b"/".join(target_path)), "copied": copied}
 
 
 async def _clone_tree(host: Host, source: _Place, target: _Place, name: bytes, *, keep_privileges: bool) -> int:
@@ -78,10 +79,7 @@ def _held(place: _Place) -> Iterator[None]:
 
 
 def _words(path: bytes) -> list[bytes]:
-    words = [word for word in path.split(b"/") if word not in (b"", b".")]
-    if b".." in words:
-        raise InvalidArgument("a path in a volume has no '..'")
-    return words
+    return [word for word in normalised(path).split(b"/") if word]
 
 
 def _find(host: Host, words: list[bytes]) -> _Place:
@@ -97,7 +95,3 @@ def _find(host: Host, words: list[bytes]) -> _Place:
     for word in words:
         ino = files.lookup(ino, word).ino
     return _Place(files, ino)
-
-
-def _text(words: list[bytes]) -> str:
-    return b"/".join(words).decode("utf-8", "surrogateescape")

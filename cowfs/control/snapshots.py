@@ -10,7 +10,7 @@ from cowfs.control.host import Host
 from cowfs.control.pins import pinned_all
 from cowfs.control.space import would_free
 from cowfs.control.specification import Arguments, Specification
-from cowfs.control.wire import Reply
+from cowfs.control.wire import Reply, text_of
 from cowfs.errors import NoSpace
 from cowfs.fs.attributes import NANOSECONDS
 from cowfs.fs.diff import diff_steps
@@ -65,14 +65,14 @@ async def _delete(arguments: Arguments, host: Host) -> Reply:
     if arguments.flag("dry-run"):
         found = [host.snapshots.find(name) for name in dict.fromkeys(names)]
         freed = await would_free(host, found)
-        return {"would_delete": [_text(info.name) for info in found], "would_free": freed}
+        return {"would_delete": [text_of(info.name) for info in found], "would_free": freed}
     names = [info.name for info in host.snapshots.deletable(names)]
     for at in range(0, len(names), TOGETHER_MAX):
         await _delete_together(host, names[at : at + TOGETHER_MAX])
     await host.commit()
     if arguments.flag("wait"):
         await host.reclaimed()
-    return {"deleted": [_text(name) for name in names]}
+    return {"deleted": [text_of(name) for name in names]}
 
 
 async def _delete_together(host: Host, names: list[bytes]) -> None:
@@ -130,7 +130,7 @@ async def _rollback(arguments: Arguments, host: Host) -> Reply:
     await host.flush_dirty_pages()
     saved = await host.roll_back(lambda: host.snapshots.roll_back(name, discard=discard))
     await host.commit()
-    return {"rolled_back_to": _text(name), "saved": None if saved is None else describe(saved)}
+    return {"rolled_back_to": text_of(name), "saved": None if saved is None else describe(saved)}
 
 
 COMMANDS: dict[str, Specification] = {
@@ -150,17 +150,13 @@ def describe(info: SnapshotInfo) -> Reply:
     """A snapshot as it stands in a reply. `created` is UTC; `origin` is the id of what it was made from, 0 the live tree."""
     return {
         "id": info.id,
-        "name": _text(info.name),
+        "name": text_of(info.name),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(info.created // NANOSECONDS)),
         "created_ns": info.created,
-        "description": _text(info.description),
+        "description": text_of(info.description),
         "writable": info.writable,
         "protected": info.protected,
         "automatic": info.automatic,
         "origin": info.origin,
         "serial": info.serial,
     }
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")

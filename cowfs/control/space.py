@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cowfs.control.pins import unpin
 from cowfs.control.specification import Arguments, Specification
-from cowfs.control.wire import DIRECTORY_NAME, SNAPSHOTS_NAME, Reply
+from cowfs.control.wire import DIRECTORY_NAME, SNAPSHOTS_NAME, Reply, text_of
 from cowfs.errors import Busy, NotFound
 from cowfs.fs.moment import Moment, hold
 from cowfs.fs.paths import Paths, normalised
@@ -70,7 +70,7 @@ async def _df(arguments: Arguments, host: Host) -> Reply:
         if info.writable:
             with contextlib.suppress(NotFound):
                 rows[info.id] = await _at_a_moment(host, lambda info=info: _trees(host, [info]), count_clone)  # type: ignore[misc]
-    names = {0: "", **{info.id: _text(info.name) for info in infos}}
+    names = {0: "", **{info.id: text_of(info.name) for info in infos}}
     size = host.snapshots.volume.geometry.block_size
     return {
         "trees": [{"name": names[key], "live": key == 0, **_sizes(rows[key], size)} for key in names if key in rows]
@@ -83,7 +83,7 @@ async def _du(arguments: Arguments, host: Host) -> Reply:
     found = []
     for path in arguments.words:
         usage = await _path_usage(host, path)
-        found.append({"path": _text(path), **_sizes(usage, host.snapshots.volume.geometry.block_size)})
+        found.append({"path": text_of(path), **_sizes(usage, host.snapshots.volume.geometry.block_size)})
     return {"paths": found}
 
 
@@ -92,7 +92,7 @@ async def _path_usage(host: Host, path: bytes) -> Usage:
     snapshot: bytes | None = None
     if words[0] == DIRECTORY_NAME:
         if len(words) < 3 or words[1] != SNAPSHOTS_NAME:
-            raise NotFound(f"{_text(path)} takes no blocks of the volume")
+            raise NotFound(f"{text_of(path)} takes no blocks of the volume")
         snapshot, words = words[2], words[3:]
     within = b"/".join(words)
 
@@ -101,7 +101,7 @@ async def _path_usage(host: Host, path: bytes) -> Usage:
         paths = Paths(host.snapshots.volume, tree, Watch(host.snapshots.volume, [tree]))
         ino = paths.lookup(within)
         if ino is None:
-            raise NotFound(f"no file or directory {_text(path)}")
+            raise NotFound(f"no file or directory {text_of(path)}")
         return await host.work(accounts.tree(tree) if ino == f.ROOT_INODE else accounts.path(tree, ino))
 
     def source() -> list[Tree]:
@@ -152,7 +152,3 @@ def _trees(host: Host, infos: Sequence[SnapshotInfo]) -> list[Tree]:
 
 def _sizes(usage: Usage, block_size: int) -> dict[str, Any]:
     return {name: value * block_size for name, value in usage._asdict().items()}
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")

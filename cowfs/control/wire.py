@@ -120,6 +120,11 @@ def failure(error: CowfsError) -> Reply:
     return {"error": {"errno": name, "code": error.errno, "message": str(error)}}
 
 
+def text_of(name: bytes) -> str:
+    """A name or path as it stands in a reply: bytes that are not UTF-8 as surrogate escapes."""
+    return name.decode("utf-8", "surrogateescape")
+
+
 class CommandFailed(CowfsError):
     """A command that a daemon refused, as its client sees it."""
 

@@ -46,7 +46,6 @@ from cowfs.fs.steps import Steps, finish
 from cowfs.fs.treescan import DirectoryScan, path_to
 from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import pointers_from
-from cowfs.storage.blocktree import Root
 from cowfs.storage.children import Child, children
 from cowfs.storage.transaction import runs_of
 from cowfs.storage.tree import Tree
@@ -151,13 +150,7 @@ class Accounts:
 
 
 def _tops(volume: Volume, tree: Tree) -> list[Child]:
-    return [*_pointers(volume, tree.inodes), *_pointers(volume, tree.longnames)]
-
-
-def _pointers(volume: Volume, root: Root) -> list[Child]:
-    """The blocks that a root names."""
-    is_hole = volume.trees.is_hole
-    return [(pointer, root.kind, root.levels) for pointer in root.ptr if not is_hole(pointer)]
+    return volume.trees.tops((tree.inodes, tree.longnames))
 
 
 def _without_children(kind: int, level: int) -> bool:
@@ -344,7 +337,7 @@ class _PathUsage:
             yield from self._add_root(holder)
 
     def _add_root(self, inode: Inode) -> Steps[None]:
-        blocks = _pointers(self._volume, inode.root) if inode.has_data else []
+        blocks = self._volume.trees.tops([inode.root]) if inode.has_data else []
         if blocks:
             yield from self._count.add(blocks)
             if self._is_alone((inode.number - 1) // self._per_leaf):

@@ -16,7 +16,7 @@ Locking: the core thread only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -407,11 +407,11 @@ class BlockTrees:
         Raises TooManyLinks, Corrupt, DeviceError.
         """
         assert self._tx is not None
-        self._tx.check_parents(self._tops(roots) + [(leaf, f.KIND_LONG_NAMES, 0) for leaf in leaves])
+        self._tx.check_parents(self.tops(roots) + [(leaf, f.KIND_LONG_NAMES, 0) for leaf in leaves])
 
-    def _tops(self, roots: Sequence[Root]) -> list[Child]:
-        zero = self.zero_blocks
-        return [(p, root.kind, root.levels) for root in roots for p in root.ptr if p != f.NO_BLOCK and p not in zero]
+    def tops(self, roots: Iterable[Root]) -> list[Child]:
+        """The blocks that roots name."""
+        return [(p, root.kind, root.levels) for root in roots for p in root.ptr if not self.is_hole(p)]
 
     def share(self, roots: Sequence[Root]) -> list[Root]:
         """For each root another one over the same blocks: at most 16 of each gain a parent, whatever lies below.
@@ -422,7 +422,7 @@ class BlockTrees:
         """
         assert self._tx is not None
         self._ready.clear()
-        self._tx.add_parents(self._tops(roots))
+        self._tx.add_parents(self.tops(roots))
         return [Root(root.kind, root.size, list(root.ptr), root.levels, root.blocks) for root in roots]
 
     def share_leaf(self, writable: WritableRoot, index: int, block: int) -> None:

@@ -320,13 +320,7 @@ class Forest:
 
     def _tops(self, tree: Tree) -> list[Child]:
         """The blocks that the roots of a tree name."""
-        is_hole = self._volume.trees.is_hole
-        return [
-            (pointer, root.kind, root.levels)
-            for root in (tree.inodes, tree.longnames)
-            for pointer in root.ptr
-            if not is_hole(pointer)
-        ]
+        return self._volume.trees.tops((tree.inodes, tree.longnames))
 
     def _drop_tops(self, tree: Tree) -> None:
         assert self._volume.tx is not None

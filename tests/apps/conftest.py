@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from fixtures import folder, place
 from mounting import Place
 
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    """An unformatted place."""
-    place = Place(tmp_path)
-    yield place
-    place.end()
+__all__ = ["folder", "place"]
 
 
 @pytest.fixture
@@ -33,11 +27,3 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     place.mount()
     yield place
     place.end()
-
-
-@pytest.fixture
-def folder(shared: Place, request: pytest.FixtureRequest) -> Path:
-    """An empty directory in the shared volume."""
-    path = shared.mountpoint / request.node.name.replace("/", "_")
-    path.mkdir()
-    return path

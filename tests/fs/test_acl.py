@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable
 
 import pytest
-from support import MIB, filesystem_on, new_device, open_filesystem
+from support import MIB, filesystem_on, new_device, open_filesystem, refused
 
-from cowfs.errors import Corrupt, CowfsError, InvalidArgument, NoAttribute, NoSpace
+from cowfs.errors import Corrupt, InvalidArgument, NoAttribute, NoSpace
 from cowfs.fs import Caller, Filesystem, acl
 from cowfs.ondisk.acl import (
     ACCESS_NAME,
@@ -36,12 +35,6 @@ def entries(user: int, group: int, other: int, *named: AclEntry, mask: int | Non
 
 
 NAMED = entries(7, 5, 1, AclEntry(USER, 6, 1001), AclEntry(GROUP, 4, 5), mask=7)
-
-
-def refused(number: int, operation: Callable[[], object]) -> None:
-    with pytest.raises(CowfsError) as caught:
-        operation()
-    assert caught.value.errno == number
 
 
 def test_bytes_are_linuxs() -> None:

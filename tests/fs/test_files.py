@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from support import MIB, START, Clock, close_filesystem, filesystem_on, new_device, open_filesystem
+from support import MIB, START, Clock, close_filesystem, filesystem_on, new_device, open_filesystem, refused
 
-from cowfs.errors import CowfsError, NoSpace
+from cowfs.errors import NoSpace
 from cowfs.fs import AtimeMode, Caller, Filesystem
 from cowfs.fs import filesystem as module
 from cowfs.fs.clock import CLOCK_REALTIME_COARSE
@@ -29,12 +29,6 @@ def filesystem(request: pytest.FixtureRequest) -> Iterator[Filesystem]:
     filesystem = open_filesystem(new_device(block_size=request.param))
     yield filesystem
     close_filesystem(filesystem)
-
-
-def refused(number: int, operation: Callable[[], object]) -> None:
-    with pytest.raises(CowfsError) as caught:
-        operation()
-    assert errno.errorcode[caught.value.errno] == errno.errorcode[number]
 
 
 def test_reading_and_writing_at_the_edges(filesystem: Filesystem) -> None:

@@ -8,9 +8,8 @@ import stat
 from collections.abc import Callable, Iterator
 
 import pytest
-from support import Clock, close_filesystem, new_device, open_filesystem
+from support import Clock, close_filesystem, new_device, open_filesystem, refused
 
-from cowfs.errors import CowfsError
 from cowfs.fs import RENAME_EXCHANGE, RENAME_NOREPLACE, Caller, Filesystem
 from cowfs.ondisk import format as f
 
@@ -22,12 +21,6 @@ def filesystem(request: pytest.FixtureRequest) -> Iterator[Filesystem]:
     filesystem = open_filesystem(new_device(block_size=request.param))
     yield filesystem
     close_filesystem(filesystem)
-
-
-def refused(number: int, operation: Callable[[], object]) -> None:
-    with pytest.raises(CowfsError) as caught:
-        operation()
-    assert errno.errorcode[caught.value.errno] == errno.errorcode[number]
 
 
 def times(filesystem: Filesystem, ino: int) -> tuple[int, int]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from support import MIB, close_filesystem, new_device, open_filesystem
+from support import MIB, close_filesystem, new_device, open_filesystem, refused
 
-from cowfs.errors import Corrupt, CowfsError
+from cowfs.errors import Corrupt
 from cowfs.fs import XATTR_CREATE, XATTR_REPLACE, Caller, Filesystem
 from cowfs.fs import xattr as module
 from cowfs.ondisk import format as f
@@ -28,12 +28,6 @@ def filesystem(request: pytest.FixtureRequest) -> Iterator[Filesystem]:
 @pytest.fixture
 def ino(filesystem: Filesystem) -> int:
     return filesystem.lookup(1, b"f").ino
-
-
-def refused(number: int, operation: Callable[[], object]) -> None:
-    with pytest.raises(CowfsError) as caught:
-        operation()
-    assert errno.errorcode[caught.value.errno] == errno.errorcode[number]
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 500, 4096, 65536])

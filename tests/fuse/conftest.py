@@ -7,15 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fixtures import folder, place
 from mounting import Place
 
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    """An unformatted place."""
-    place = Place(tmp_path)
-    yield place
-    place.end()
+__all__ = ["folder", "place"]
 
 
 @pytest.fixture
@@ -55,12 +50,4 @@ def commons(public: Place, request: pytest.FixtureRequest) -> Path:
     path = public.mountpoint / request.node.name.replace("/", "_")
     path.mkdir()
     path.chmod(0o777)
-    return path
-
-
-@pytest.fixture
-def folder(shared: Place, request: pytest.FixtureRequest) -> Path:
-    """An empty directory in the shared volume."""
-    path = shared.mountpoint / request.node.name.replace("/", "_")
-    path.mkdir()
     return path

@@ -43,6 +43,17 @@ def cowfs(*words: object, ok: bool = True, **more: Any) -> subprocess.CompletedP
     return run(*COWFS, *words, ok=ok, **more)
 
 
+def errno_of(call: Callable[..., object], *arguments: object) -> int:
+    """The errno that a call, or a command, fails with; 0 where it does not."""
+    try:
+        call(*arguments)
+    except OSError as error:
+        return error.errno or -1
+    except control.CommandFailed as error:
+        return error.errno
+    return 0
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     """Returns when `condition` holds."""
     deadline = time.monotonic() + seconds

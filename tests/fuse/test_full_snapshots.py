@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mounting import Place
+from mounting import Place, errno_of
 
 from cowfs import control
 
 pytestmark = pytest.mark.fuse
 MIB = 1 << 20
-
-
-def errno_of(act: Callable[[], object]) -> int:
-    try:
-        act()
-    except OSError as error:
-        return error.errno or 0
-    except control.CommandFailed as error:
-        return error.errno
-    return 0
 
 
 def rewrite(path: Path, content: bytes) -> None:

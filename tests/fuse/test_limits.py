@@ -11,11 +11,10 @@ import platform
 import select
 import sqlite3
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mounting import Place, cowfs
+from mounting import Place, cowfs, errno_of
 from users import acting_as
 
 pytestmark = pytest.mark.fuse
@@ -34,15 +33,6 @@ HANDLE_MAX = 128
 NAMES_CHANGED = 0x3C0  # IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def errno_of(call: Callable[[], object]) -> int:
-    """The errno that a call fails with, 0 where it does not."""
-    try:
-        call()
-    except OSError as error:
-        return error.errno or -1
-    return 0
 
 
 def libc_errno(name: str, *arguments: object) -> int:

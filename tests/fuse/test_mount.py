@@ -12,22 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mounting import Place, cowfs, run
+from mounting import Place, cowfs, errno_of, run
 
 from cowfs.fuse import mounts
 
 pytestmark = pytest.mark.fuse
 
 ENDS_OF_TIME = (-(1 << 31), ((3 << 32) + (1 << 31)) - 1)
-
-
-def errno_of(call: Callable[..., object], *arguments: object) -> int | None:
-    """The errno that a call fails with."""
-    try:
-        call(*arguments)
-    except OSError as error:
-        return error.errno
-    return None
 
 
 def as_a_stranger(directory: Path, act: Callable[[str], object], name: str) -> None:
@@ -257,7 +248,7 @@ def test_sizes_beyond_the_limit_are_refused(folder: Path) -> None:
 
 
 def test_names_have_limits(folder: Path) -> None:
-    assert errno_of((folder / ("n" * 256)).touch) in (errno.ENAMETOOLONG, None)
+    assert errno_of((folder / ("n" * 256)).touch) in (errno.ENAMETOOLONG, 0)
     assert errno_of((folder / ("n" * 600)).touch) == errno.ENAMETOOLONG
     assert errno_of(os.symlink, "t" * 4096, folder / "s") == errno.ENAMETOOLONG
 

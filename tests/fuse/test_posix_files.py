@@ -14,11 +14,11 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounting import Place, cowfs, run
+from mounting import Place, cowfs, errno_of, run
 
 pytestmark = pytest.mark.fuse
 
@@ -29,15 +29,6 @@ AT_FDCWD = -100
 AT_SYMLINK_FOLLOW = 0x400
 F_OFD_SETLK = 37
 F_OFD_GETLK = 36
-
-
-def errno_of(call: Callable[[], object]) -> int:
-    """The errno that a call fails with, 0 where it does not."""
-    try:
-        call()
-    except OSError as error:
-        return error.errno or -1
-    return 0
 
 
 @contextlib.contextmanager

@@ -6,11 +6,11 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounting import run
+from mounting import errno_of, run
 from users import acting_as
 
 pytestmark = pytest.mark.fuse
@@ -28,15 +28,6 @@ _libc.readdir64.argtypes = _libc.closedir.argtypes = _libc.rewinddir.argtypes = 
 _libc.telldir.argtypes = [ctypes.c_void_p]
 _libc.telldir.restype = ctypes.c_long
 _libc.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
-
-
-def errno_of(call: Callable[[], object]) -> int:
-    """The errno that a call fails with, 0 where it does not."""
-    try:
-        call()
-    except OSError as error:
-        return error.errno or -1
-    return 0
 
 
 def rename(old: Path, new: Path, flags: int) -> int:

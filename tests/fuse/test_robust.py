@@ -18,7 +18,7 @@ from typing import Any
 import pyfuse3
 import pytest
 import trio
-from mounting import ROOT, Place
+from mounting import ROOT, Place, errno_of
 from test_operations import Context, Door, Fields, Reply
 
 from cowfs.fs.filesystem import Filesystem
@@ -205,14 +205,6 @@ def faulty(place: Place) -> Place:
     return place
 
 
-def answer_of(call: Callable[[], object]) -> int:
-    try:
-        call()
-    except OSError as error:
-        return error.errno or -1
-    return 0
-
-
 @pytest.mark.fuse
 def test_a_mount_goes_on_after_any_exception(faulty: Place) -> None:
     root = faulty.mountpoint
@@ -251,7 +243,7 @@ def test_a_mount_goes_on_after_any_exception(faulty: Place) -> None:
     for exception, wanted in {RuntimeError: errno.EIO, MemoryError: errno.ENOMEM, KeyError: errno.EIO}.items():
         for name, call in calls.items():
             fault.write_text(f"{name} {exception.__name__}")
-            assert answer_of(call) == wanted, name
+            assert errno_of(call) == wanted, name
             fault.unlink()
             assert (root / "f").stat().st_size == 10000
     os.close(descriptor)

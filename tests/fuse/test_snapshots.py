@@ -13,17 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mounting import Place, cowfs, run
+from mounting import Place, cowfs, errno_of, run
 
 pytestmark = pytest.mark.fuse
-
-
-def errno_of(act: Callable[[], object]) -> int:
-    try:
-        act()
-    except OSError as error:
-        return error.errno or 0
-    return 0
 
 
 def out(*words: object) -> str:
