@@ -30,6 +30,8 @@ from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Tier, Volume
 
 LATE_ATIMES_MAX: Final = 8192  # access times kept in memory before they are written for their own sake
+CACHED_MAX: Final = 60 * NANOSECONDS
+"""Longer than Linux keeps what was written to itself (30 seconds, and the time that writing it back takes)."""
 _DAY: Final = 24 * 3600 * NANOSECONDS
 _PERMISSIONS: Final = 0o7777
 
@@ -142,10 +144,14 @@ class Filesystem(CloneOperations):
         _check_regular(inode)
         return self._trees.read(inode.root, offset, size)
 
-    def write(self, ino: int, offset: int, data: Buffer, *, kill_privileges: bool = True) -> int:
+    def write(
+        self, ino: int, offset: int, data: Buffer, *, kill_privileges: bool = True, was_cached: bool = False
+    ) -> int:
         """Stores bytes at byte `offset`, beyond the end too; the number stored, less than given only at the size limit.
 
-        `kill_privileges`: the writer may not keep setuid, and setgid of a file that its group may execute. Raises
+        `kill_privileges`: the writer may not keep setuid, and setgid of a file that its group may execute. `was_cached`: the
+        bytes were written earlier, into the kernel's cache, and the kernel says the times itself, if they are not as it was
+        told before. So times that may be of that moment stay; others move, since a crash may come before it says so. Raises
         FileTooBig, NoSpace, IsADirectory, InvalidArgument, Corrupt, DeviceError.
         """
         self._check_writable()
@@ -166,7 +172,9 @@ class Filesystem(CloneOperations):
             self._admit(data_cost(self.tree, self._geometry, offset, size))
             root = self.inodes.make_writable(inode)
             self._trees.write(root, offset, data)
-            inode.mtime = inode.ctime = self._now()
+            now = self._now()
+            if not (was_cached and 0 <= now - inode.mtime < CACHED_MAX):
+                inode.mtime = inode.ctime = now
             if kill_privileges and inode.mode & (stat.S_ISUID | stat.S_ISGID):
                 inode.mode = without_privileges(inode.mode)
         return size

@@ -395,7 +395,8 @@ class Operations(pyfuse3.Operations):
     def _write(self, handle: FileHandle, off: int, buf: bytes) -> int:
         if off + len(buf) > self._size_max:
             raise FileTooBig
-        count = handle.tree.write(handle.ino, off, buf, kill_privileges=handle.kills_privileges)
+        cached = handle.cached_writer != 0
+        count = handle.tree.write(handle.ino, off, buf, kill_privileges=handle.kills_privileges, was_cached=cached)
         if handle.privileged:
             handle.privileged = False
             _invalidate_attributes(handle.node)

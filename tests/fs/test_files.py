@@ -19,6 +19,7 @@ from cowfs.ondisk import format as f
 from cowfs.ondisk.times import TIME_MAX, TIME_MIN
 from cowfs.storage.volume import Volume
 
+SECOND = 1_000_000_000
 USER = Caller(1000, 100)
 ROOT_USER = Caller(0, 0)
 DAY = 24 * 3600 * 10**9
@@ -307,3 +308,23 @@ def test_a_read_only_volume_is_read() -> None:
     filesystem.touch_atime(ino)
     filesystem.close()
     assert device.image() == before
+
+
+def test_a_write_from_the_kernels_cache_leaves_young_times_alone() -> None:
+    clock = Clock()
+    filesystem = open_filesystem(new_device(), clock=clock)
+    ino = filesystem.create(1, b"f", 0o644, USER).ino
+    made = filesystem.getattr(ino).mtime_ns
+    clock.now += 30 * SECOND
+    filesystem.write(ino, 0, b"x", was_cached=True)
+    assert (filesystem.getattr(ino).mtime_ns, filesystem.getattr(ino).ctime_ns) == (made, made)
+    clock.now += 31 * SECOND
+    filesystem.write(ino, 0, b"x", was_cached=True)
+    assert filesystem.getattr(ino).mtime_ns == filesystem.getattr(ino).ctime_ns >= made + 60 * SECOND
+    filesystem.setattr(ino, mtime_ns=clock.now + SECOND)  # of another clock
+    filesystem.write(ino, 0, b"x", was_cached=True)
+    assert filesystem.getattr(ino).mtime_ns < clock.now + 10
+    clock.now += 1
+    filesystem.write(ino, 0, b"x")
+    assert filesystem.getattr(ino).mtime_ns > clock.now - 10
+    close_filesystem(filesystem)

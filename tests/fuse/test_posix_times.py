@@ -141,6 +141,24 @@ def test_times_from_1901_to_2446(mounted: Place) -> None:
     assert found == [(kept, kept) for kept in TIMES.values()]
 
 
+def test_times_are_those_that_were_seen(mounted: Place) -> None:
+    """The kernel writes back later than a program has written, and does not say again what it was told at the creation."""
+    root = mounted.mountpoint
+    seen = {}
+    for number in range(300):
+        path = root / str(number)
+        path.write_bytes(b"x")
+        status = path.stat()
+        seen[path.name] = status.st_mtime_ns, status.st_ctime_ns
+    mounted.command("snapshot create s")
+    assert {path.name: path.stat().st_mtime_ns for path in (root / ".cowfs/snapshots/s").iterdir()} == {
+        name: mtime for name, (mtime, _) in seen.items()
+    }
+    mounted.remount()
+    found = {path.name: path.stat() for path in root.iterdir()}
+    assert {name: (status.st_mtime_ns, status.st_ctime_ns) for name, status in found.items()} == seen
+
+
 def test_now_and_omit(folder: Path) -> None:
     path = folder / "f"
     path.touch()
