@@ -8,7 +8,7 @@ long entry is a weak sum (numbered names share few values), so hot long names ha
 The directories used longest ago are forgotten when together they pass a bound.
 
 Invariants:
-- I31 Entries are dense: removing one moves the last one into its place, zeros stand only behind the last. The size is a
+- I34 Entries are dense: removing one moves the last one into its place, zeros stand only behind the last. The size is a
   multiple of the block size and at least one block; entry 0 is '.', entry 1 is '..'.
 - The mirror equals the disk: every change is made in the writable leaf first, then in the mirror.
 - The table covers exactly the entries below `_built`; the hash of a long entry among them is known.
