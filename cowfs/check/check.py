@@ -85,6 +85,8 @@ def examine(
         layers = LayersBelow(device)
         layers.check_numbers(walk, reader, report)
         layers.check_own_contents(reader, report)
+        if walk.holes_behind_end:
+            report.add(p.HOLES_BEHIND_END, f"{walk.holes_behind_end} times; only dissect.qnxfs has trouble with it")
     _check_names(walk, reader, report, trees)
     counts = report.counts
     counts.blocks = walk.usage.num_blocks

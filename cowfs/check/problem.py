@@ -85,6 +85,7 @@ CHECKSUM_TREE: Final = _error(211, "checksum-tree", "a block of the checksum tre
 CHECKSUM_MISSING: Final = _error(212, "checksum-missing", "no checksum is recorded for blocks in use")
 BLOCK_REPEATED: Final = _error(213, "block-repeated", "a block stands twice in a tree that can hold it only once")
 FILE_TAIL: Final = _error(214, "file-tail", "bytes behind the end of a file, in its last block, are not zeros")
+HOLES_BEHIND_END: Final = _note(215, "holes-behind-end", "indirect blocks have holes behind the end, an older form")
 
 # --- inodes ---
 INODE_STATUS: Final = _error(301, "inode-status", "an inode is neither free nor marked in use")

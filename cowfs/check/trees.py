@@ -155,6 +155,12 @@ class _Owner:
     inode: int | None = None
     tail: int = 0  # bytes of the last leaf before the end; 0: all
     on_leaf: Callable[[int, int, bool], None] | None = None  # (index, block, seen for the first time)
+    dropped: bool = False  # a subtree that nothing leads to: where its end was is not known
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a tree that no other driver knows: in its indirect blocks, holes are behind the end."""
+        return self.kind > BITMAP
 
 
 class TreeWalk:
@@ -174,6 +180,7 @@ class TreeWalk:
         self.inode_pages: dict[int, InodePage] = {}  # by block
         self.leaf_blocks: dict[int, dict[int, int]] = {BITMAP: {}, CHECKSUMS: {}, REFERENCES: {}}
         self.system_blocks = 0
+        self.holes_behind_end = 0  # lists of pointers in which the end has its older form
         self.untrusted: dict[int, tuple[int, int] | None] = {}
         self._inode_codec = InodeCodec(reader.geometry.order)
         self._leaves_below: dict[int, int] = {}  # by indirect block: leaves below that are no holes
@@ -230,7 +237,7 @@ class TreeWalk:
                 self._enter_inodes(index, block, None)
 
         on_leaf = on_inodes if entry.kind == f.KIND_INODES else None
-        owner = _Owner(entry.kind, on_leaf=on_leaf)
+        owner = _Owner(entry.kind, on_leaf=on_leaf, dropped=True)
         limit = self.geometry.fanout**entry.level
         self._walk_children((entry.block,), entry.level, 0, limit, owner)
 
@@ -316,10 +323,9 @@ class TreeWalk:
         span: int = self.geometry.fanout**level
         inside = min(len(words), max(0, -(-(limit - first) // span)))
         hole = self.zero_blocks[level] if level < len(self.zero_blocks) else f.NO_BLOCK
-        behind = hole if isinstance(words, array.array) else f.NO_BLOCK  # in an indirect block; at the top
-        if not self.foreign and words[inside:].count(behind) != len(words) - inside:
-            text = f"{KIND_NAMES[owner.kind]}: pointers at level {level} behind leaf {limit}"
-            self._report(p.POINTER_BEHIND_END, text, owner)
+        if not self.foreign:
+            cut = inside > 0 and first + inside * span > limit
+            self._check_end(words, level, inside, cut, limit, owner)
         if owner.tail and level == 0 and first < limit <= first + inside:
             last = words[limit - 1 - first]
             if self.reader.leads(last):
@@ -332,7 +338,7 @@ class TreeWalk:
             if (block == hole and block != f.NO_BLOCK) or (block == f.FOREIGN_HOLE and self.foreign):
                 continue
             if block == f.NO_BLOCK:
-                if not self.foreign:
+                if not self.foreign and not owner.dropped:
                     leaf = first + i * span
                     self._report(
                         p.POINTER_MISSING, f"{KIND_NAMES[owner.kind]}: ~0 at level {level}, leaf {leaf}", owner
@@ -345,6 +351,21 @@ class TreeWalk:
                 continue
             count += self._enter(block, level, first + i * span, limit, owner)
         return count
+
+    def _check_end(
+        self, words: tuple[int, ...] | array.array[int], level: int, inside: int, cut: bool, limit: int, owner: _Owner
+    ) -> None:
+        """What is behind the `inside` pointers that are below the end; `cut`: the end lies within what the last names."""
+        behind = words[inside:]
+        top = not isinstance(words, array.array)
+        hole = self.zero_blocks[level] if level < len(self.zero_blocks) else f.NO_BLOCK
+        ends = behind.count(f.NO_BLOCK) if top or not owner.own else 0
+        holes = 0 if top or hole == f.NO_BLOCK else behind.count(hole)
+        if ends + holes != len(behind):
+            text = f"{KIND_NAMES[owner.kind]}: pointers at level {level} behind leaf {limit}"
+            self._report(p.POINTER_BEHIND_END, text, owner)
+        if not owner.own and (holes or (cut and words[inside - 1] == hole)):
+            self.holes_behind_end += 1
 
     def _enter(self, block: int, level: int, first: int, limit: int, owner: _Owner) -> int:
         new = self._claim(block, level, owner)

@@ -198,9 +198,11 @@ class Filesystem(CloneOperations):
             raise InvalidArgument("a negative size")
         if size > self._geometry.file_size_max:
             raise FileTooBig
+        if size > inode.root.size:
+            self._trees.check_growth(inode.root)
 
     def _admit_setattr(self, inode: Inode, size: int | None, lists: bytes = b"") -> None:
-        """Space for the inode, for the last block and the path to it where the size changes, and for rewritten lists."""
+        """Space for the inode, for the last block, the paths to the old end and the new one, and for rewritten lists."""
         cost = inode_cost(self.tree, 1) + (0 if size is None else 2 * (f.LEVEL_MAX + 1)) + self._lists_cost(lists)
         grows = size is not None and size > inode.root.size
         # Lists of more than a block are data, and must not use what is kept back for removing.

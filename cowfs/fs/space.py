@@ -42,5 +42,6 @@ def orphan_cost(tree: Tree, levels: int) -> int:
 def data_cost(tree: Tree, geometry: Geometry, offset: int, size: int) -> int:
     """Blocks for writing `size` bytes at byte `offset` of a file."""
     blocks = (offset + size - 1) // geometry.block_size - offset // geometry.block_size + 1
-    # A range of leaves touches at each level one indirect block per fan-out and one more at either end.
+    # A range of leaves touches at each level one indirect block per fan-out and one more at either end; where it begins
+    # behind the end of the file, the path to that is changed, too, which has the levels that the tree gains.
     return blocks + blocks // (geometry.fanout - 1) + 3 * f.LEVEL_MAX + path(tree.inodes)

@@ -5,8 +5,9 @@ a token which says that the root's owner (an inode's leaf, the live tree) is wri
 writing goes strictly top down (I6) and a forgotten shadow does not type-check.
 
 Invariants:
-- I9 Below the end of a file no pointer is ~0: a hole is Zk (what another driver can read). Top pointers beyond the end are
-  ~0; inside indirect blocks pointers beyond the end are holes of either form.
+- I9 A pointer to what begins below the end is never ~0: a hole is Zk. One to what begins behind the end is always ~0, and
+  an indirect block in which the end lies is there, whatever holes it names. (Volumes of before have Zk behind the end;
+  it is read as ~0 is.)
 - I10 Bytes beyond the end of a file, in its last block, are zeros.
 
 Runs of contiguous blocks are read and written with one device call; a write that covers a whole block never reads it.
@@ -230,7 +231,7 @@ class BlockTrees:
             leaves = self._ready[root] = {}
         leaf = leaves.get(index)
         if leaf is None:
-            self._reach(root, tx, index + 1)
+            assert index < self._leaves(root), "a leaf behind the end"
             leaf = leaves[index] = self._descend(root, tx, index, 0)
         return leaf
 
@@ -238,9 +239,11 @@ class BlockTrees:
         """Shadows the path to leaf `index` down to level `stop`; the buffer there."""
         level = root.levels
         span = self._fanout**level
+        left = self._leaves(root) - index  # from the leaf to the end
         slot, index = divmod(index, span)
         old = root.ptr[slot]
-        new, buffer = tx.shadow(old, root.kind, level)
+        inside = self._inside(level, left + index) if self.is_hole(old) else 0
+        new, buffer = tx.shadow(old, root.kind, level, inside)
         if new != old:
             root.ptr[slot] = new
             if level == 0 and tx.is_hole(old):
@@ -251,7 +254,8 @@ class BlockTrees:
             slot, index = divmod(index, span)
             at = slot * f.POINTER_SIZE
             old = self.store.words(buffer)[slot]
-            new, child = tx.shadow(old, root.kind, level)
+            inside = self._inside(level, left + index) if self.is_hole(old) else 0
+            new, child = tx.shadow(old, root.kind, level, inside)
             if new != old:
                 buffer[at : at + f.POINTER_SIZE] = pointer_bytes([new], self.store.geometry)
                 if level == 0 and tx.is_hole(old):
@@ -259,23 +263,63 @@ class BlockTrees:
             buffer = child
         return buffer
 
-    def _reach(self, root: Root, tx: Transaction, blocks: int) -> None:
-        """Adds levels until the tree can hold `blocks` leaves, and names holes up to there at the top (I9)."""
+    def _leaves(self, root: Root) -> int:
+        """Leaves that begin below the end."""
+        return -(-root.size // self._block_size)
+
+    def _inside(self, level: int, leaves: int) -> int:
+        """Entries of a block at `level` that are below the end, where its first `leaves` leaves are; 0 of a leaf."""
+        return min(self._fanout, -(-leaves // self._fanout ** (level - 1))) if level else 0
+
+    def _add_levels(self, root: Root, tx: Transaction, blocks: int) -> None:
+        """Adds levels until the tree can hold `blocks` leaves. What lies behind the present end becomes ~0."""
         while blocks > f.POINTER_COUNT * self._fanout**root.levels:
             if root.levels >= f.LEVEL_MAX:
                 raise FileTooBig
-            if all(self.is_hole(p) for p in root.ptr):
-                root.ptr[0] = hole_pointer(self.zero_blocks, root.levels + 1)
-            else:
-                tops = [hole_pointer(self.zero_blocks, root.levels) if p == f.NO_BLOCK else p for p in root.ptr]
-                new, buffer = tx.shadow(f.NO_BLOCK, root.kind, root.levels + 1)
-                buffer[: len(tops) * f.POINTER_SIZE] = pointer_bytes(tops, self.store.geometry)
-                root.ptr[0] = new
-            root.ptr[1:] = [f.NO_BLOCK] * (f.POINTER_COUNT - 1)
+            top = f.NO_BLOCK
+            if not all(self.is_hole(p) for p in root.ptr):
+                top, buffer = tx.shadow(f.NO_BLOCK, root.kind, root.levels + 1)
+                buffer[: f.POINTER_COUNT * f.POINTER_SIZE] = pointer_bytes(root.ptr, self.store.geometry)
+            elif root.size:
+                top = hole_pointer(self.zero_blocks, root.levels + 1)
+            root.ptr[:] = [top] + [f.NO_BLOCK] * (f.POINTER_COUNT - 1)
             root.levels += 1
-        for slot in range(-(-blocks // self._fanout**root.levels)):
-            if root.ptr[slot] == f.NO_BLOCK:
-                root.ptr[slot] = hole_pointer(self.zero_blocks, root.levels)
+
+    def _stretch(self, root: Root, tx: Transaction, blocks: int) -> None:
+        """Makes everything from the present end up to `blocks` leaves a hole; setting the size is the caller's business."""
+        old = self._leaves(root)
+        if blocks > old:
+            self._add_levels(root, tx, blocks)
+            span = self._fanout**root.levels
+            for slot in range(old // span, -(-blocks // span)):
+                at = slot * span
+                root.ptr[slot] = self._stretch_below(root, tx, root.ptr[slot], root.levels, old - at, blocks - at)
+
+    def _stretch_below(self, root: Root, tx: Transaction, pointer: int, level: int, old: int, new: int) -> int:
+        """The pointer to a subtree at `level`, of which the first `old` leaves were below the end, and now `new` are.
+
+        The former may be 0 or less, the latter more than there are. Only blocks in which either end lies are changed.
+        """
+        span = self._fanout**level
+        if old >= span:
+            return pointer
+        if old <= 0:
+            pointer = f.NO_BLOCK
+        if new >= span and self.is_hole(pointer):
+            return hole_pointer(self.zero_blocks, level)
+        child = span // self._fanout
+        inside = self._inside(level, new)
+        pointer, buffer = tx.shadow(pointer, root.kind, level, inside)
+        words = self.store.words(buffer).tolist()
+        first = -(-max(old, 0) // child)
+        words[first:inside] = [hole_pointer(self.zero_blocks, level - 1)] * (inside - first)
+        words[inside:] = [f.NO_BLOCK] * (self._fanout - inside)
+        if level > 1:
+            for slot in {max(old, 0) // child, inside - 1}:
+                at = slot * child
+                words[slot] = self._stretch_below(root, tx, words[slot], level - 1, old - at, new - at)
+        buffer[:] = pointer_bytes(words, self.store.geometry)
+        return pointer
 
     def write(self, writable: WritableRoot, offset: int, data: Buffer) -> None:
         """Stores file data at any offset; the file grows where it ends beyond. Raises FileTooBig and device errors."""
@@ -292,12 +336,18 @@ class BlockTrees:
         whole_size = (len(view) - head_size) // block_size * block_size
         tail = view[head_size + whole_size :]
         last = (end - 1) // block_size
+        gap = index > self._leaves(root)
+        if gap:
+            self.check_growth(root)
         self._look(root, index, last - index + 1)
         head_content = self._content(root, index) if head_size else bytearray()
         tail_content = self._content(root, last) if tail else bytearray()
 
         self._ready.pop(root, None)
-        self._reach(root, tx, -(-max(end, root.size) // block_size))
+        if gap:
+            self._stretch(root, tx, last + 1)
+        else:
+            self._add_levels(root, tx, last + 1)  # all that is new is written: it needs not be made a hole first
         root.size = max(root.size, end)
         if head_size:
             self._patch(root, tx, index, head_content, start, view[:head_size])
@@ -306,6 +356,10 @@ class BlockTrees:
             self._write_whole(root, tx, index, view[head_size : head_size + whole_size])
         if tail:
             self._patch(root, tx, last, tail_content, 0, tail)
+
+    def check_growth(self, root: Root) -> None:
+        """Before anything changes: reads what `resize` reads to make the file larger. Raises UnreadableData."""
+        self._look(root, self._leaves(root), 1)  # on the way there are just the blocks in which the end lies
 
     def _look(self, root: Root, first: int, count: int) -> None:
         """Reads what is above the leaves `first`..: before anything changes, so that damage there costs nothing else."""
@@ -428,7 +482,7 @@ class BlockTrees:
     def share_leaf(self, writable: WritableRoot, index: int, block: int) -> None:
         """Lets leaf `index`, which is a hole, be `block`, which has no children and gains a parent; checked before."""
         root, tx = self._open(writable)
-        self._reach(root, tx, index + 1)
+        assert index < self._leaves(root), "a leaf behind the end"
         self._ready.clear()
         leaves = self._leaves_for_write(root, tx, index)
         tx.add_parents([(block, root.kind, 0)])
@@ -438,13 +492,16 @@ class BlockTrees:
     # --- truncating ---
 
     def resize(self, writable: WritableRoot, size: int) -> None:
-        """Sets the size: what lies beyond is let go (large parts through the reclaim queue), what is new is a hole."""
+        """Sets the size: what lies beyond is let go (large parts through the reclaim queue), what is new is a hole.
+
+        A file of which `check_growth` has been asked grows without a failure in the middle.
+        """
         root, tx = self._open(writable)
         if size > self.store.geometry.file_size_max:
             raise FileTooBig
         tx.changes += 1
         if size >= root.size:
-            self._reach(root, tx, -(-size // self._block_size))
+            self._stretch(root, tx, -(-size // self._block_size))
             root.size = size
             return
         keep = -(-size // self._block_size)
@@ -479,8 +536,9 @@ class BlockTrees:
         whole, rest = divmod(keep, self._fanout**root.levels)
         first_gone = whole + 1 if rest else whole
         gone = [p for p in root.ptr[first_gone:] if p not in self._holes]
-        if rest and not tx.is_hole(root.ptr[whole]):
-            root.ptr[whole], buffer = tx.shadow(root.ptr[whole], root.kind, root.levels)
+        if rest:
+            inside = self._inside(root.levels, rest)
+            root.ptr[whole], buffer = tx.shadow(root.ptr[whole], root.kind, root.levels, inside)
             self._cut_below(root, tx, buffer, root.levels, rest)
         self._let_go(root, tx, gone, root.levels)
         root.ptr[first_gone:] = [f.NO_BLOCK] * (f.POINTER_COUNT - first_gone)
@@ -495,13 +553,13 @@ class BlockTrees:
         gone = [p for p in self.store.words(buffer)[first_gone:].tolist() if p not in self._holes]
         if rest:
             old = self.store.words(buffer)[whole]
-            if not tx.is_hole(old):
-                new, child = tx.shadow(old, root.kind, level - 1)
-                at = whole * f.POINTER_SIZE
-                buffer[at : at + f.POINTER_SIZE] = pointer_bytes([new], self.store.geometry)
-                self._cut_below(root, tx, child, level - 1, rest)
-        holes = pointer_bytes([hole_pointer(self.zero_blocks, level - 1)], self.store.geometry)
-        buffer[first_gone * f.POINTER_SIZE :] = holes * (self._fanout - first_gone)
+            new, child = tx.shadow(old, root.kind, level - 1, self._inside(level - 1, rest))
+            at = whole * f.POINTER_SIZE
+            buffer[at : at + f.POINTER_SIZE] = pointer_bytes([new], self.store.geometry)
+            self._cut_below(root, tx, child, level - 1, rest)
+        buffer[first_gone * f.POINTER_SIZE :] = pointer_bytes(
+            [f.NO_BLOCK] * (self._fanout - first_gone), self.store.geometry
+        )
         self._let_go(root, tx, gone, level - 1)
 
     def _let_go(self, root: Root, tx: Transaction, gone: list[int], level: int) -> None:

@@ -110,6 +110,7 @@ def fill_zero_blocks(volume: Volume) -> None:
         page = volume.bitmap.page_for_write(offset // geometry.block_size)
         window = ((1 << geometry.block_size * 8) - 1) ^ ((1 << bits) - 1)
         page[:] = window.to_bytes(geometry.block_size, "little")
+    volume.bitmap.place_end()
     volume.spacemap.take_at(ZERO_BLOCKS[0], len(ZERO_BLOCKS))
     volume.store.put(ZERO_BLOCKS[0], bytearray(geometry.block_size))
     for level in range(1, len(ZERO_BLOCKS)):
@@ -121,6 +122,7 @@ def _make_root(volume: Volume, now_ns: int, owner: tuple[int, int]) -> None:
     trees, live = volume.trees, volume.live
     block_size = volume.geometry.block_size
     directory = Root(f.KIND_FILE)
+    trees.resize(trees.token(directory), block_size)
     entries = trees.writable_leaf(trees.token(directory), 0)
     for number, name in enumerate((b".", b"..")):
         entry = f.ShortEntry(f.ROOT_INODE, len(name), name).pack()
@@ -132,10 +134,10 @@ def _make_root(volume: Volume, now_ns: int, owner: tuple[int, int]) -> None:
     root.ptr = tuple(directory.ptr)
     orphans = _inode(volume, seconds, extra, stat.S_IFREG)
     orphans.flags = f.INODE_FLAG_HIDDEN
+    trees.resize(live.writable_inodes(), block_size)
     leaf = trees.writable_leaf(live.writable_inodes(), 0)
     content = root.pack() + orphans.pack()
     leaf[: len(content)] = content
-    live.inodes.size = block_size
     live.num_inodes = block_size // f.INODE_SIZE
     live.free_inodes = live.num_inodes - 2
     live.inode_hint = 1  # hints go by leaves

@@ -137,7 +137,7 @@ class PagedTree:
 
     def _add_level(self) -> None:
         assert self.levels < f.SYSTEM_LEVEL_MAX, self.name
-        node = self._empty_node(self.levels + 1)
+        node = self._empty_node((self.levels + 1, 0))
         moved = {}
         for i in range(f.POINTER_COUNT):
             node[i * self.entry_words] = self.ptr[i] if self.ptr[i] != f.NO_BLOCK else self._hole(self.levels)
@@ -280,7 +280,7 @@ class PagedTree:
         if node is None:
             block = self._pointer(key)
             if self._is_hole(block, key[0]):
-                node = self._empty_node(key[0])
+                node = self._empty_node(key)
             else:
                 node = pointers_from(self._read_block(key, block), self.store.geometry.order)
             if len(self._nodes) >= 2 * self._node_max:
@@ -315,8 +315,8 @@ class PagedTree:
             return bytes(self._pages[key[1]])
         return pointers_to(self._nodes[key], self.store.geometry.order)
 
-    def _empty_node(self, level: int) -> array.array[int]:
-        return array.array("I", [self._hole(level - 1)]) * self.fanout
+    def _empty_node(self, key: Key) -> array.array[int]:
+        return array.array("I", [self._hole(key[0] - 1)]) * self.fanout
 
     def _hole(self, level: int) -> int:
         return hole_pointer(self.zero_blocks, level)
@@ -327,10 +327,56 @@ class PagedTree:
     def _is_empty(self, key: Key) -> bool:
         if key[0] == 0:
             return self._pages[key[1]] == self._zeros
-        return self._nodes[key] == self._empty_node(key[0])
+        return self._nodes[key] == self._empty_node(key)
 
     def _has_blocks(self) -> bool:
         return not all(self._is_hole(pointer, self.levels) for pointer in self.ptr)
+
+
+class BitmapTree(PagedTree):
+    """The bitmap: it has the form that other drivers know (I9), so ~0 is behind its end, and its end lies in no hole."""
+
+    def set_size(self, size: int) -> None:
+        """As PagedTree's; what was behind the old end becomes holes up to the new one, above which there are nodes."""
+        old = self._page_count()
+        super().set_size(size)
+        self.place_end(old)
+
+    def place_end(self, old: int = 0) -> None:
+        """The nodes in which the end lies become part of the next commit; and those in which it lay at page `old`."""
+        last = self._page_count() - 1
+        for level in range(self.levels, 0, -1):
+            span = self.fanout**level
+            for key in {(level, old // span), (level, last // span)}:
+                if key[1] * span > last:
+                    continue
+                there = not self._is_hole(self._pointer(key), level)
+                node = self._node(key)
+                first = max(0, -(-(old - key[1] * span) // (span // self.fanout)))
+                if first < self.fanout:
+                    node[first:] = self._empty_node(key)[first:]
+                    if there or self._inside(key) < span:
+                        self._dirty.add(key)
+                        self._unplaced.add(key)
+
+    def _page_count(self) -> int:
+        return -(-self.size // self.page_size)
+
+    def _inside(self, key: Key) -> int:
+        """Pages that begin below the end, counted from the first one below a node."""
+        level, index = key
+        span: int = self.fanout**level
+        return self._page_count() - index * span
+
+    def _empty_node(self, key: Key) -> array.array[int]:
+        node = super()._empty_node(key)
+        inside = -(-self._inside(key) // self.fanout ** (key[0] - 1))
+        if inside < self.fanout:
+            node[inside:] = array.array("I", [f.NO_BLOCK]) * (self.fanout - inside)
+        return node
+
+    def _is_empty(self, key: Key) -> bool:
+        return (key[0] == 0 or self._inside(key) >= self.fanout ** key[0]) and super()._is_empty(key)
 
 
 class ChecksumTree(PagedTree):
@@ -430,7 +476,7 @@ class ChecksumTree(PagedTree):
             )
         return data
 
-    def _empty_node(self, level: int) -> array.array[int]:
+    def _empty_node(self, key: Key) -> array.array[int]:
         return array.array("I", [f.NO_BLOCK, 0]) * self.fanout
 
     def _move_check(self, node: array.array[int], slot: int) -> None:

@@ -28,6 +28,7 @@ from cowfs.storage.children import Child, children, pointers_in
 from cowfs.storage.reclaim import ReclaimQueue
 from cowfs.storage.spacemap import SpaceMap
 
+_NOTHING = b"\xff" * f.POINTER_SIZE  # NO_BLOCK, in either byte order
 INLINE_INDIRECT_BLOCKS = 4  # a dropped tree with at most so many level-1 blocks is freed at once
 
 
@@ -75,16 +76,17 @@ class Transaction:
 
     # --- shadow ---
 
-    def shadow(self, pointer: int, kind: int, level: int) -> tuple[int, bytearray]:
+    def shadow(self, pointer: int, kind: int, level: int, inside: int = 0) -> tuple[int, bytearray]:
         """The writable form of the block that `pointer` names: (its number, its buffer to change in place).
 
         The caller has made every ancestor writable and stores the number in the parent. A hole becomes a new block:
-        zeros, or pointers to holes. Raises Corrupt, DeviceError, NoSpace, TooManyLinks, each before anything changes.
+        zeros, or `inside` pointers to holes, and ~0 behind them, where the tree has ended (I9). Raises Corrupt,
+        DeviceError, NoSpace, TooManyLinks, each before anything changes.
         """
         store = self.store
         if pointer in self.holes:
             new = self.spacemap.allocate_metadata()
-            buffer = bytearray(self._empty(level))
+            buffer = bytearray(self._empty(level, inside))
             self.changes += 1
             store.put(new, buffer)
             return new, buffer
@@ -111,10 +113,12 @@ class Transaction:
         store.put(new, buffer)
         return new, buffer
 
-    def _empty(self, level: int) -> bytes:
+    def _empty(self, level: int, inside: int) -> bytes:
         if level == 0:
             return bytes(self._block_size)
-        return pointer_bytes([self.zero_blocks[level - 1]], self.store.geometry) * self.store.geometry.fanout
+        geometry = self.store.geometry
+        holes = pointer_bytes([self.zero_blocks[level - 1]], geometry)
+        return holes * inside + _NOTHING * (geometry.fanout - inside)
 
     # --- file data ---
 

@@ -43,7 +43,7 @@ from cowfs.storage.device import Device
 from cowfs.storage.discard import Discards
 from cowfs.storage.forest import TREE_COST, Forest
 from cowfs.storage.layers import Buried, layered, overlay_key
-from cowfs.storage.pagedtree import ChecksumTree, PagedTree, tree_capacity_blocks
+from cowfs.storage.pagedtree import BitmapTree, ChecksumTree, PagedTree, tree_capacity_blocks
 from cowfs.storage.reclaim import ReclaimQueue
 from cowfs.storage.snapshots import SnapshotTable
 from cowfs.storage.spacemap import Freed, SpaceMap
@@ -237,7 +237,7 @@ class Volume:
             found = f"{overlay.buried_free} free ones, {overlay.buried_system} of the system"
             raise Corrupt("counts of buried blocks", wanted="no more than there are", found=found)
         self.checksums = ChecksumTree(store, zero, extension.checksums, extension.checksum_checks)
-        self.bitmap = PagedTree("bitmap", store, zero, superblock.bitmap)
+        self.bitmap = BitmapTree("bitmap", store, zero, superblock.bitmap)
         self.references = PagedTree("references", store, zero, extension.references)
         self.snapshots = PagedTree("snapshots", store, zero, extension.snapshots)
         self.snapshot_index = PagedTree("snapshot_index", store, zero, extension.snapshot_index)

@@ -223,8 +223,27 @@ def pointer_behind_end(image: Image, inodes: Inodes) -> None:
 
 
 @recipe(p.POINTER_BEHIND_END)
-def nothing_behind_end_in_indirect_block(image: Image, inodes: Inodes) -> None:
-    image.set_word(image.inode(inodes["big"]).ptr[0], 100, f.NO_BLOCK)
+def pointer_behind_end_in_indirect_block(image: Image, inodes: Inodes) -> None:
+    image.set_word(image.inode(inodes["big"]).ptr[0], 100, image.data_block(inodes["big"]))
+
+
+@recipe(p.POINTER_BEHIND_END)
+def zero_block_of_another_level_behind_end(image: Image, inodes: Inodes) -> None:
+    image.set_word(image.inode(inodes["big"]).ptr[0], 100, image.zero_blocks[1])
+
+
+@recipe(p.HOLES_BEHIND_END)
+def hole_behind_end_in_indirect_block(image: Image, inodes: Inodes) -> None:
+    image.set_word(image.inode(inodes["big"]).ptr[0], 100, image.zero_blocks[0])
+
+
+@recipe(p.HOLES_BEHIND_END)
+def end_in_a_hole(image: Image, inodes: Inodes) -> None:
+    with image.edit_inode(inodes["small"]) as inode:
+        block = inode.ptr[0]
+        inode.ptr, inode.levels = (image.zero_blocks[1], *f.NO_BLOCK_POINTERS[1:]), 1
+        inode.blocks = 0
+    image.set_bit(block, 0)
 
 
 @recipe(p.POINTER_MISSING)

@@ -46,6 +46,7 @@ PERMANENT = {
     212: "checksum-missing",
     213: "block-repeated",
     214: "file-tail",
+    215: "holes-behind-end",
     301: "inode-status",
     302: "inode-type",
     303: "inode-field",
@@ -104,8 +105,8 @@ PERMANENT = {
     613: "base-trees",
 }
 """Numbers once given out stay with their kind: lines may be added here, and none changed."""
-ORDINARY = {101, 102, 112, 114, 315, 416, 603, 608, 612}
-"""What a power cut or a crash leaves behind; all else is damage."""
+ORDINARY = {101, 102, 112, 114, 215, 315, 416, 603, 608, 612}
+"""What a power cut, a crash or an earlier version leaves behind; all else is damage."""
 WITHOUT_RECIPE = {p.BLOCK_UNREADABLE, p.NOT_CHECKED, p.SNAPSHOTS_NOT_CHECKED, p.BURIED_WRITTEN}
 """Kinds that are no bytes, or need a second volume: they have tests of their own, below and in tests/storage."""
 

@@ -289,8 +289,11 @@ def test_a_scrub_goes_on_where_another_one_ended() -> None:
     ino = fs.create(1, b"file", stat.S_IFREG | 0o644, ME).ino
     fs.write(ino, 0, random.Random(1).randbytes(2 * MIB))
     fs.volume.commit()
-    words = fs.volume.store.words(fs.volume.store.read(fs.inode(ino).root.ptr[0]))
-    first, last = words[1], words[100] + 3000
+    root = fs.inode(ino).root
+    first = fs.volume.store.words(fs.volume.store.read(root.ptr[0]))[1]
+    last = fs.volume.trees.pointer(root, 3000)
+    assert first < 1000
+    assert last > 3000
     spoil(device, fs.volume.geometry, first)
     spoil(device, fs.volume.geometry, last)
     one = Scrub(fs.volume)

@@ -170,6 +170,33 @@ def test_a_rotten_file_can_be_removed() -> None:
     close_filesystem(filesystem)
 
 
+def test_a_file_whose_last_pointers_are_rotten_does_not_grow() -> None:
+    """Growing changes the block in which the end lies: if that cannot be read, nothing is changed."""
+    device = new_device(block_size=512)
+    with filesystem_on(device) as filesystem:
+        ino = filesystem.create(1, b"file", 0o644, CALLER).ino
+        filesystem.write(ino, 0, bytes(range(1, 251)) * 41)
+        size = filesystem.getattr(ino).size
+        block = filesystem.inode(ino).root.ptr[0]
+    offset = filesystem.volume.geometry.block_offset(block)
+    raw = device.read(offset, 1)
+    device.write(offset, [bytes([raw[0] ^ 1])])
+    with pytest.raises(CowfsError):
+        assert_sound(device)
+    filesystem = open_filesystem(device)
+    for change in (
+        lambda: filesystem.truncate(ino, 50_000),
+        lambda: filesystem.setattr(ino, size=10_500),
+        lambda: filesystem.write(ino, 60_000, b"x"),
+    ):
+        with pytest.raises(UnreadableData, match=f"block {block}: "):
+            change()
+    assert filesystem.getattr(ino).size == size
+    assert not filesystem.volume.latched
+    device.write(offset, [raw])
+    close_filesystem(filesystem)
+
+
 def test_a_rotten_inode_leaf_costs_its_inodes() -> None:
     device = new_device(block_size=512)
     with filesystem_on(device) as filesystem:

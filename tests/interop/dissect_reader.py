@@ -13,7 +13,6 @@ import sys
 from typing import Any
 
 from dissect.qnxfs import QNX6  # type: ignore[import-not-found,unused-ignore]
-from dissect.util.stream import RunlistStream  # type: ignore[import-not-found,unused-ignore]
 from sampling import windows
 
 OUT = sys.stdout.buffer
@@ -43,16 +42,32 @@ def show_object(volume: Any, path: bytes, node: Any, limit: int) -> None:
     if stat.S_ISLNK(node.mode):
         data = node.open().read()
     elif stat.S_ISREG(node.mode) and node.size <= limit:
-        # Its own stream trips over a last indirect block that is not full: it goes on behind the end of the file.
-        runs = node.dataruns()[: -(-node.size // volume.block_size)]
-        stream = RunlistStream(volume.fh, runs, node.size, volume.block_size)
+        stream = node.open()
         for offset, length in windows(node.size, volume.block_size):
             stream.seek(offset)
-            data += stream.read(length)
+            last = stream.read(length)
+            data += last
+        if any(not ends_so(stream, node.size, last, size) for size in pieces(volume.block_size)):
+            data = b"read in pieces, its end is another one"
     raw = node.inode
     numbers = (node.uid, node.gid, node.size, raw.di_mtime, raw.di_atime, raw.di_ctime, node.inum, 1)
     numbers += (-(-node.size // 512), 0, 0, len(path), len(data))
     OUT.write(b"object %o %s\n" % (node.mode, b" ".join(b"%d" % number for number in numbers)) + path + data)
+
+
+def pieces(block_size: int) -> tuple[int, ...]:
+    """Sizes of pieces in which the end of a file is read."""
+    return 77, block_size - 1, block_size, 3 * block_size + 1
+
+
+def ends_so(stream: Any, size: int, last: bytes, piece: int) -> bool:
+    """Whether what is read piece by piece up to the end, and over it, is the end of `last`, the last bytes of the file."""
+    length = min(len(last), 5 * piece + 13)
+    stream.seek(size - length)
+    found = b""
+    while part := stream.read(piece):
+        found += part
+    return found == last[len(last) - length :] and stream.read(piece) == b""
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from cowfs.ondisk import format as f
 
 NANOSECONDS: Final = 1_000_000_000
 TIME_MASK: Final = 0xFFFFFFFF
-DISSECT_MAX: Final = 8 << 20  # bytes of the largest file that dissect.qnxfs is asked to read
+DISSECT_MAX: Final = 160 << 20  # bytes of the largest file that dissect.qnxfs is asked to read
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def everything(folder: Path, block_size: int) -> Iterator[Shown]:
     device = new_device(24 * MIB, block_size)
     rng = random.Random(block_size)
     filesystem = Filesystem(Volume.open(device), clock=Clock(), atime=AtimeMode.NOATIME)
-    for step in (make_kinds, make_names, make_depth, make_many, make_files):
+    for step in (make_kinds, make_names, make_depth, make_many, make_files, make_ends):
         where = filesystem.mkdir(ROOT, step.__name__.removeprefix("make_").encode(), 0o755, USER).ino
         step(filesystem, where, rng)
         filesystem.sync()
@@ -158,6 +158,26 @@ def make_files(filesystem: Filesystem, where: int, rng: random.Random) -> None:
     filesystem.write(dense, 0, rng.randbytes((f.POINTER_COUNT + 2) * fanout * block if block < 2048 else 2 * MIB))
     ino = filesystem.create(where, b"largest", stat.S_IFREG | 0o644, USER).ino
     filesystem.truncate(ino, geometry.file_size_max)
+
+
+def make_ends(filesystem: Filesystem, where: int, rng: random.Random) -> None:
+    """Sizes around the reach of every block of pointers: with data or a hole at the end, and cut down or grown to it."""
+    block, fanout = filesystem.volume.geometry.block_size, filesystem.volume.geometry.fanout
+    reaches = [1, f.POINTER_COUNT]
+    for level in (1, 2):
+        reaches += [fanout**level, f.POINTER_COUNT * fanout**level, (f.POINTER_COUNT + 1) * fanout**level + fanout]
+    for reach in reaches:
+        for shift in (-block, -1, 0, 1, block):
+            size = reach * block + shift
+            for form in (b"data", b"hole", b"cut", b"grown"):
+                ino = filesystem.create(where, b"%s, %d %+d" % (form, reach, shift), stat.S_IFREG | 0o644, USER).ino
+                if form == b"cut":
+                    filesystem.write(ino, max(0, size - block), rng.randbytes(3 * block))
+                elif form == b"grown":
+                    filesystem.write(ino, 0, rng.randbytes(min(size, 20 * block)))
+                filesystem.truncate(ino, size)
+                if form == b"data" and size:
+                    filesystem.write(ino, max(0, size - block - 3), rng.randbytes(min(size, block + 3)))
 
 
 def committed(folder: Path, block_size: int) -> Iterator[Shown]:

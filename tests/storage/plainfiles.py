@@ -250,26 +250,26 @@ class PlainFiles:
         zero, span = self.volume.zero_blocks, (self.block_size // 4) ** root.levels
         blocks = 0
 
-        def below(pointers: list[int], level: int, first: int, top: bool) -> None:
+        def below(pointers: list[int], level: int, first: int) -> None:
             nonlocal blocks
             width = (self.block_size // 4) ** level
             for i, pointer in enumerate(pointers):
                 index = first + i * width
                 if index >= leaves:
-                    assert pointer == (f.NO_BLOCK if top else zero[level]), f"a pointer behind the end, level {level}"
+                    assert pointer == f.NO_BLOCK, f"a pointer behind the end, level {level}"
                 elif pointer == zero[level]:
-                    continue
+                    assert index + width <= leaves, f"the end lies in a hole of level {level}"
                 else:
                     assert pointer != f.NO_BLOCK, "~0 below the end"
                     assert pointer not in zero, "a zero block at a level that is not its own"
                     if level:
                         words = pointers_from(self.trees.store.read(pointer), "<").tolist()
-                        below(words, level - 1, index, top=False)
+                        below(words, level - 1, index)
                     else:
                         blocks += 1
 
         assert leaves <= 16 * span
-        below(root.ptr, root.levels, 0, top=True)
+        below(root.ptr, root.levels, 0)
         assert blocks == root.blocks
         tail = root.size % self.block_size
         pointer = self.trees.pointer(root, leaves - 1) if tail else f.NO_BLOCK

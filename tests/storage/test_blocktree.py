@@ -340,3 +340,64 @@ def test_appending_keeps_a_file_together(block_size: int, piece: int) -> None:
     allowed = 1 if piece % block_size == 0 else 2 + root.size // (10 * piece)
     assert len(runs) <= 2 * allowed
     files.check()
+
+
+# --- the end ---
+
+
+def ends(block_size: int) -> list[int]:
+    """Numbers of leaves around the reach of each block and each level."""
+    fanout = block_size // f.POINTER_SIZE
+    reaches = [0, 1, 16, 20]
+    for level in (1, 2, 3):
+        reaches += [16 * fanout**level, 5 * fanout**level, 3 * fanout**level + 7 * fanout ** (level - 1)]
+    return sorted({max(0, reach + shift) for reach in reaches for shift in (-1, 0, 1)})
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+def test_the_form_of_the_end(block_size: int) -> None:
+    """I9, from any size to any other: by truncation, by a write behind the end and by one at it, with shared blocks, too."""
+    choose = random.Random(block_size)
+    files = made(block_size)
+    counts = [count for count in ends(block_size) if count * block_size <= largest(files)]
+    numbers = [files.create() for _ in range(3)]
+    for step in range(180):
+        number = choose.choice(numbers)
+        size = choose.choice(counts) * block_size - choose.choice((0, 0, 1))
+        now = files.live.files[number].size
+        if size <= 0 or choose.random() < 0.5:
+            files.resize(number, max(0, size))
+        elif choose.random() < 0.7:
+            files.write(number, max(0, size - 600), choose.randbytes(min(size, 600)))
+        elif now + 3 * block_size < largest(files):
+            files.write(number, now, choose.randbytes(choose.choice((1, block_size, 3 * block_size))))
+        if step % 20 == 19:
+            other = files.clone(number)
+            files.remove(numbers.pop(0))
+            numbers.append(other)
+        if choose.random() < 0.3:
+            files.volume.commit()
+        files.verify()
+        if step % 60 == 59:
+            files.check()
+    files.close()
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+def test_growing_and_cutting_a_sparse_file_costs_the_paths_to_its_ends(block_size: int) -> None:
+    files = made(block_size)
+    number = files.create()
+    spacemap = files.volume.spacemap
+    assert spacemap is not None
+    for count in (*ends(block_size), *reversed(ends(block_size))):
+        if count * block_size > largest(files):
+            continue
+        files.volume.commit()
+        grows = count * block_size > files.live.files[number].size
+        with files.change(number) as token:
+            born = spacemap.born_count
+            files.trees.resize(token, count * block_size)
+            assert spacemap.born_count - born <= (6 if grows else 3)
+        files.live.files[number].resize(count * block_size)
+        files.verify()
+    files.check()

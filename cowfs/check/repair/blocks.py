@@ -188,10 +188,11 @@ class BlockMender:
         span = self._fanout**level
         inside = min(len(words), max(0, -(-(limit - first) // span)))
         hole = self._ws.hole(level)
-        behind = f.NO_BLOCK if top else hole
-        if any(word != behind for word in words[inside:]):
+        own = tree.kind >= f.KIND_COUNT and not top  # no other driver knows it, and it ends with holes
+        nowhere = {hole, f.NO_BLOCK} if tree.kind < f.KIND_COUNT and not top else {hole if own else f.NO_BLOCK}
+        if not nowhere.issuperset(words[inside:]):
             self._say(tree, f"pointers behind the end, at level {level}, are taken out")
-            words = words[:inside] + [behind] * (len(words) - inside)
+            words = words[:inside] + [hole if own else f.NO_BLOCK] * (len(words) - inside)
         leaves, last = 0, -1
         if level == 0 and tree.seen is None and self._is_plain(words[:inside], hole, tree):
             leaves = inside - words[:inside].count(hole)
@@ -218,10 +219,9 @@ class BlockMender:
 
     def _mend_pointer(self, block: int, level: int, index: int, limit: int, tree: _Tree) -> tuple[int, int, int]:
         """The right pointer, the number of leaves below, the last one's index."""
-        hole = self._ws.hole(level)
         if block == f.NO_BLOCK:
             self._say(tree, f"a missing pointer at level {level}, leaf {index}, becomes a hole")
-            return hole, 0, -1
+            return self._hole(level, limit - index, tree), 0, -1
         why = self._reason_to_cut(block, level, tree)
         if why:
             end = min(limit, index + self._fanout**level)
@@ -229,7 +229,7 @@ class BlockMender:
             self._cuts += 1
             zeros = "" if tree.metadata else ", and read as zeros"
             self._say(tree, f"{why}: bytes {index * size}..{end * size - 1} are lost{zeros}")
-            return hole, 0, -1
+            return self._hole(level, limit - index, tree), 0, -1
         if tree.seen is not None:
             tree.seen.add(block)
         if level == 0:
@@ -245,6 +245,9 @@ class BlockMender:
         new = block if words == before and block not in self._corrected else self._ws.put_words(words)
         self._memo[key] = (new, leaves, last - index if last >= 0 else -1)
         return new, leaves, last
+
+    def _hole(self, level: int, leaves: int, tree: _Tree) -> int:
+        return self._ws.gap(level, leaves) if tree.kind < f.KIND_COUNT else self._ws.hole(level)
 
     def _reason_to_cut(self, block: int, level: int, tree: _Tree) -> str:
         if block >= self._reader.num_blocks:

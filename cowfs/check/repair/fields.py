@@ -207,7 +207,7 @@ def rebuild_index(ws: Workspace) -> None:
         while table[slot * size : (slot + 1) * size] != empty:
             slot = (slot + 1) % slots
         table[slot * size : (slot + 1) * size] = f.SnapshotIndexEntry(crc32c(name), place + 1).pack()
-    ws.extension.snapshot_index = root_node(ws.build(bytes(table))) if names else f.RootNode()
+    ws.extension.snapshot_index = root_node(ws.build(bytes(table), own=True)) if names else f.RootNode()
 
 
 def drop_reclaim_queue(ws: Workspace) -> None:

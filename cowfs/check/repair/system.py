@@ -201,7 +201,10 @@ class _Counted:
                     self._new[kind][index] = self._take(role_of(kind, 0))
             for kind in _COUNTED:
                 fanout = self._fanout(kind)
-                for index in sorted(self._pages(kind)):
+                pages = self._pages(kind)
+                if kind == BITMAP:
+                    pages = pages | {self._ws.geometry.blocks_of(self._sizes[kind]) - 1}  # nodes are above its end
+                for index in sorted(pages):
                     above = index
                     for level in range(1, self._levels[kind] + 1):
                         above //= fanout
@@ -286,10 +289,15 @@ class _Counted:
             groups: dict[int, dict[int, int]] = {}
             for index, block in below.items():
                 groups.setdefault(index // fanout, {})[index % fanout] = block
-            for index, group in groups.items():
-                node = self._nodes[kind, level, index]
+            children = -(-self._ws.geometry.blocks_of(self._sizes[kind]) // fanout ** (level - 1))
+            for (of, at_level, index), node in self._nodes.items():
+                if (of, at_level) != (kind, level):
+                    continue
                 words = [self._absent(kind, level - 1)] * fanout
-                for at, block in group.items():
+                if kind == BITMAP:
+                    inside = min(fanout, children - index * fanout)
+                    words[inside:] = [f.NO_BLOCK] * (fanout - inside)
+                for at, block in groups.get(index, {}).items():
                     words[at] = block
                 if kind == CHECKSUMS:
                     words = [word for block in words for word in (block, self._check(block))]

@@ -150,51 +150,62 @@ class Workspace:
         """The pointer to a hole whose child would be at `level`."""
         return self.zero_blocks[level] if level < len(self.zero_blocks) else f.NO_BLOCK
 
+    def gap(self, level: int, leaves: int) -> int:
+        """The pointer to a hole whose child would be at `level`, and of which `leaves` leaves are below the end."""
+        if leaves >= self.geometry.fanout**level:
+            return self.hole(level)
+        whole, rest = divmod(leaves, self.geometry.fanout ** (level - 1))
+        words = [self.hole(level - 1)] * whole + ([self.gap(level - 1, rest)] if rest else [])
+        return self.put_words(words + [f.NO_BLOCK] * (self.geometry.fanout - len(words)))
+
     # --- trees ---
 
-    def build(self, data: bytes) -> Contents:
-        """A new tree with these contents."""
+    def build(self, data: bytes, *, own: bool = False) -> Contents:
+        """A new tree with these contents; `own`: of those that no other driver knows (holes are behind their end)."""
         size = self.block_size
         leaves = {at // size: self.put(data[at : at + size]) for at in range(0, len(data), size)}
-        return self.with_leaves(Contents(0, f.NO_BLOCK_POINTERS, 0), leaves, len(data))
+        return self.with_leaves(Contents(0, f.NO_BLOCK_POINTERS, 0), leaves, len(data), own=own)
 
-    def with_leaves(self, tree: Contents, leaves: Mapping[int, int], size: int) -> Contents:
+    def with_leaves(self, tree: Contents, leaves: Mapping[int, int], size: int, *, own: bool = False) -> Contents:
         """The tree with other pointers for some leaves (by index), and of another size; more levels where needed."""
         ptr, levels = list(tree.ptr), tree.levels
         fanout = self.geometry.fanout
         blocks = self.geometry.blocks_of(size)
+        old = self.geometry.blocks_of(tree.size)
         while blocks > f.POINTER_COUNT * fanout**levels:
-            tops = [self.hole(levels) if pointer == f.NO_BLOCK else pointer for pointer in ptr]
-            if all(pointer == self.hole(levels) for pointer in tops):
-                ptr[0] = self.hole(levels + 1)
-            else:
-                ptr[0] = self.put_words(tops + [self.hole(levels)] * (fanout - len(tops)))
-            ptr[1:] = [f.NO_BLOCK] * (f.POINTER_COUNT - 1)
+            holes = all(pointer in (f.NO_BLOCK, self.hole(levels)) for pointer in ptr)
+            above = self.hole(levels + 1) if holes else self.put_words(ptr + [f.NO_BLOCK] * (fanout - len(ptr)))
+            ptr = [above] + [f.NO_BLOCK] * (f.POINTER_COUNT - 1)
             levels += 1
         span = fanout**levels
         for slot in range(f.POINTER_COUNT):
             first = slot * span
-            if first >= blocks:
-                ptr[slot] = f.NO_BLOCK
-                continue
-            if ptr[slot] == f.NO_BLOCK:
-                ptr[slot] = self.hole(levels)
             below = {index: leaf for index, leaf in leaves.items() if first <= index < first + span}
-            ptr[slot] = self._with(ptr[slot], levels, first, below)
+            inside = first < blocks
+            ptr[slot] = self._with(ptr[slot], levels, first, below, old, blocks, own) if inside else f.NO_BLOCK
         return Contents(size, tuple(ptr), levels)
 
-    def _with(self, pointer: int, level: int, first: int, leaves: Mapping[int, int]) -> int:
-        if not leaves:
+    def _with(
+        self, pointer: int, level: int, first: int, leaves: Mapping[int, int], old: int, end: int, own: bool
+    ) -> int:
+        """The pointer to a subtree with these leaves, in a tree that ended before leaf `old` and now does before `end`."""
+        span = self.geometry.fanout**level
+        if first >= end:
+            return self.hole(level) if own else f.NO_BLOCK
+        if first >= old:
+            pointer = self.hole(level)
+        cut = old != end and any(first < edge < first + span for edge in (old, end))
+        if not leaves and not cut:
             return pointer
         if level == 0:
-            return leaves[first]
+            return leaves.get(first, pointer)
         words = pointers_from(self.block(pointer), self.geometry.order)
-        span = self.geometry.fanout ** (level - 1)
+        child = span // self.geometry.fanout
         groups: dict[int, dict[int, int]] = {}
         for index, leaf in leaves.items():
-            groups.setdefault((index - first) // span, {})[index] = leaf
-        for slot, group in groups.items():
-            words[slot] = self._with(words[slot], level - 1, first + slot * span, group)
+            groups.setdefault((index - first) // child, {})[index] = leaf
+        for slot, word in enumerate(words):
+            words[slot] = self._with(word, level - 1, first + slot * child, groups.get(slot, {}), old, end, own)
         return self.put_words(words)
 
     def block(self, pointer: int) -> bytes:
@@ -237,7 +248,9 @@ class Workspace:
         if self.system_suspect:
             settings = contents_of(self.extension.settings)
             small = settings.size <= f.SETTINGS_LENGTH_MAX + f.SettingsHeader.SIZE
-            self.extension.settings = root_node(self.build(self.bytes_of(settings))) if small else f.RootNode()
+            self.extension.settings = (
+                root_node(self.build(self.bytes_of(settings), own=True)) if small else f.RootNode()
+            )
 
     def _store_records(self, records: dict[int, bytes]) -> None:
         root = contents_of(self.extension.snapshots)
@@ -257,7 +270,7 @@ class Workspace:
         }
         leaves |= {index: self.hole(0) for index in old if index not in pages}
         if leaves:
-            tree = self.with_leaves(root, leaves, root.size)
+            tree = self.with_leaves(root, leaves, root.size, own=True)
             self.extension.snapshots = root_node(tree)
 
 
