@@ -5,7 +5,8 @@ object are the time of its contents; a directory keeps its own however late some
 becomes a hole, whether it was one in the source or not. An archive may bring an object twice: the later one counts; what
 lies in a directory that no entry is for, gets one of mode 0755 that belongs to user and group 0.
 
-Every failure names the path. Memory does not grow with the source: the filesystem bounds what it keeps.
+Every failure names the path. Memory does not grow with the source: what waits for a commit, changed inodes above all, does
+not wait for more than so many objects, and the filesystem bounds what it keeps besides.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from mkcowfs.source import Entry, SourceError
 
 _NODES: Final = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 _PERMISSIONS: Final = 0o7777
+COMMIT_OBJECTS: Final = 20_000
+"""After so many objects there is a commit: each inode of theirs takes more than a KiB until then."""
 
 
 @dataclass
@@ -69,6 +72,8 @@ class Author:
                 raise SourceError(entry.path, str(error), error.errno) from error
             self.filled.objects += 1
             self._tell(self.filled)
+            if self.filled.objects % COMMIT_OBJECTS == 0:
+                self._filesystem.sync()
         self._now = self._made_ns
         self._filesystem.close()
         return self.filled

@@ -21,6 +21,7 @@ from cowfs.ondisk import format as f
 from cowfs.storage.device import FileDevice
 from cowfs.storage.superblock import read_slots
 from cowfs.storage.volume import Volume
+from mkcowfs import author
 from mkcowfs.cli import run
 from mkcowfs.source import CELL, read_directory, read_tar
 
@@ -363,6 +364,26 @@ def test_memory_does_not_grow_with_an_archive(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert count == 1_500
     assert peak < 2 * MIB
+
+
+def test_changed_inodes_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for a commit is bounded by a number of objects, and the commits in between change nothing of the result."""
+    fill_folder(tmp_path / "folder", [str(number) for number in range(60)])
+    waiting: list[int] = []
+    sync = Filesystem.sync
+
+    def counted(filesystem: Filesystem) -> None:
+        waiting.append(filesystem.volume.seals)
+        sync(filesystem)
+
+    monkeypatch.setattr(Filesystem, "sync", counted)
+    monkeypatch.setattr(author, "COMMIT_OBJECTS", 30)
+    make(tmp_path / "image", tmp_path / "folder")
+    assert len(set(waiting)) == len(waiting) == 4
+    found = contents(tmp_path / "image")
+    monkeypatch.setattr(author, "COMMIT_OBJECTS", 10_000)
+    make(tmp_path / "other", tmp_path / "folder")
+    assert contents(tmp_path / "other") == found
 
 
 def test_a_hole_of_a_tebibyte_is_not_read(tmp_path: Path) -> None:
