@@ -7,6 +7,7 @@ import random
 import pytest
 from support import MIB, START, Clock, assert_sound
 
+from cowfs.check import check_device
 from cowfs.errors import InvalidArgument, NoSpace
 from cowfs.fs import Caller, Filesystem
 from cowfs.fs.snapshot import Snapshots
@@ -150,5 +151,27 @@ def test_too_little_is_refused(more: int) -> None:
     with pytest.raises(InvalidArgument, match="gains nothing"):
         grow(volume, Geometry(512, volume.geometry.num_blocks + more))
     assert not volume.dirty and device.size() == volume.geometry.end
+    volume.close()
+    assert_sound(device)
+
+
+@pytest.mark.parametrize("block_size", f.BLOCK_SIZES)
+def test_the_end_of_the_bitmap_has_its_form(block_size: int) -> None:
+    """I9: the end never lies in a hole, and ~0 is behind it, where a volume is made and after it grew, levels included."""
+    page = 8 * block_size * block_size  # bytes that one page of the bitmap is for
+    fanout = block_size // f.POINTER_SIZE
+    for pages in (3, 16, 20, fanout, fanout + 5, 16 * fanout + fanout // 2):
+        device, volume = new_volume(pages * page, block_size)
+        volume.close()
+        assert [note.kind.name for note in check_device(device).notes] == []
+    device, volume = new_volume(3 * page, block_size)
+    for pages in (5, 17, fanout - 3, fanout + 5, 16 * fanout + 1, 17 * fanout + 7):
+        geometry = geometry_for_size(pages * page, block_size)
+        device.resize(geometry.end)
+        grow(volume, geometry)
+        volume.commit()
+        report = check_device(device)
+        assert report.clean, "\n".join(report.to_text())
+        assert "holes-behind-end" not in {note.kind.name for note in report.notes}
     volume.close()
     assert_sound(device)
