@@ -1,4 +1,4 @@
-"""A part of a device, for reading only (I33): the volume in one partition of a whole disk's image, or at any other offset.
+"""A part of a device, for reading only (I35): the volume in one partition of a whole disk's image, or at any other offset.
 
 To whoever reads the volume the section is the device: offset 0 is where the section begins, and it ends where the section
 ends, so that a search for slot 2 "at the end" finds it. Its name is that of the device.
