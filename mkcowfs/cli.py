@@ -16,7 +16,7 @@ import time
 import unicodedata
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
@@ -27,8 +27,17 @@ from cowfs.errors import Busy, CowfsError, Exists, InvalidArgument
 from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import Geometry, geometry_for_size
 from cowfs.ondisk.records import ByteOrder
-from cowfs.storage.device import FileDevice
+from cowfs.storage.device import Device, FileDevice
 from cowfs.storage.mkvolume import make_volume
+from cowfs.storage.overlay import (
+    default_size,
+    make_overlay,
+    open_base,
+    overlay_geometry,
+    recorded_path,
+    require_settled,
+    require_unsealed,
+)
 from cowfs.storage.superblock import read_slots
 from mkcowfs.recognise import loop_devices, recognise
 
@@ -128,6 +137,13 @@ def _label_option(_context: click.Context, _option: click.Parameter, value: str)
 @click.option(
     "--from", "source", metavar="DIR|TAR", help="Fill it with a folder or a tar archive; - is standard input."
 )
+@click.option(
+    "--base",
+    metavar="BASE",
+    type=click.Path(),
+    help="Make an overlay on the volume in BASE, which is never written: it begins with the same contents, and only what "
+    "changes lies in IMAGE. By default it is as large as BASE, and as much again.",
+)
 @click.option("--owner", metavar="UID[:GID]", callback=_owner_option, help="With --from: all belongs to this user.")
 @click.option("--all-root", is_flag=True, help="The same as --owner 0:0.")
 @click.option(
@@ -173,6 +189,7 @@ def command(
     force: bool,
     as_json: bool,
     source: str | None,
+    base: str | None,
     owner: tuple[int, int] | None,
     all_root: bool,
     profile: str,
@@ -187,6 +204,10 @@ def command(
 
     What holds a filesystem, a partition table or the like that blkid or cowfs itself recognises is only overwritten
     with --force; what is mounted or locked never is.
+
+    With --base, BASE was cleanly unmounted, and nobody writes to it while the overlay is in use; should it be written
+    after that, the overlay is refused. 'cowfs seal' keeps it from that. If BASE and IMAGE are given by relative paths
+    they can be moved together.
 
     An empty root directory belongs to whoever runs mkcowfs. With --from, modes, owners, times of the contents, links,
     device nodes, extended attributes and holes are taken over; blocks of zeros become holes. The time of making is
@@ -209,6 +230,8 @@ def command(
         plain=profile == "qnx6",
         order=order,
         inodes=inodes or 0,
+        base=base,
+        block_size_given=_is_given("block_size"),
     )
     plan.check(owners=int(all_root) + (owner is not None))
     made = make(plan)
@@ -231,11 +254,15 @@ class Plan:
     plain: bool = False
     order: ByteOrder = "<"
     inodes: int = 0
+    base: str | None = None
+    block_size_given: bool = False
 
     def check(self, owners: int) -> None:
         """Raises click.UsageError for options that do not go together."""
         if self.source is None and (self.size == FIT or owners or self.plain):
             raise click.UsageError("--size auto, --owner, --all-root and --profile qnx6 go with --from")
+        if self.base is not None and self.source is not None:
+            raise click.UsageError("--base and --from exclude each other")
         if owners > 1:
             raise click.UsageError("--owner and --all-root exclude each other")
         if self.plain and self.label:
@@ -262,8 +289,43 @@ class Plan:
         return Geometry(self.block_size, blocks, self.order)
 
 
+def _is_given(option: str) -> bool:
+    """Whether an option of the command stands on the command line."""
+    return click.get_current_context().get_parameter_source(option) is not click.core.ParameterSource.DEFAULT
+
+
 def make(plan: Plan) -> Made:
     """Makes the volume. Raises CowfsError; a file that did not exist does not exist afterwards, either."""
+    if plan.base is None:
+        return _make(plan, None)
+    if os.path.exists(plan.image) and os.path.exists(plan.base) and os.path.samefile(plan.image, plan.base):
+        raise InvalidArgument(f"{plan.image} cannot be an overlay on itself")
+    base = open_base(plan.base)
+    try:
+        return _make(_on_base(plan, base), base)
+    finally:
+        base.close()
+
+
+def _on_base(plan: Plan, base: Device) -> Plan:
+    """The plan with what the base decides. Raises InvalidArgument, NotSupported."""
+    geometry = require_settled(base).newest.geometry
+    if plan.block_size_given and plan.block_size != geometry.block_size:
+        raise InvalidArgument(f"an overlay has the block size of its base, {geometry.block_size}")
+    size = plan.size
+    if size is None and not (os.path.exists(plan.image) and _has_size(plan.image)):
+        size = default_size(base)
+    if size is not None:
+        overlay_geometry(base, size)
+    return replace(plan, block_size=geometry.block_size, size=size)
+
+
+def _has_size(image: str) -> bool:
+    """Whether what exists says how large a volume becomes: a block device, and a file that is not empty."""
+    return not os.path.isfile(image) or os.path.getsize(image) > 0
+
+
+def _make(plan: Plan, base: Device | None) -> Made:
     now_ns = _now_ns()
     image, fit = plan.image, plan.size == FIT
     geometry: Geometry | None
@@ -279,14 +341,16 @@ def make(plan: Plan) -> Made:
         created = True
     try:
         device.lock(exclusive=True, timeout=_LOCK_SECONDS)
+        if base is not None and geometry is not None:
+            overlay_geometry(base, geometry.end)
         if not created:
             _clear(device, geometry.end if geometry else 0)
             if plan.preallocate:
                 device.allocate()
-        made_geometry, objects = _make_contents(device, geometry, plan, now_ns)
+        made_geometry, objects = _make_contents(device, geometry, plan, now_ns, base)
         if fit and plan.preallocate:
             device.allocate()
-        free_blocks = read_slots(device).newest.superblock.free_blocks
+        free_blocks = _free_blocks(device)
     except BaseException:
         if created:
             with contextlib.suppress(OSError):
@@ -299,10 +363,15 @@ def make(plan: Plan) -> Made:
 
 
 def _make_contents(
-    device: FileDevice, geometry: Geometry | None, plan: Plan, now_ns: int
+    device: FileDevice, geometry: Geometry | None, plan: Plan, now_ns: int, base: Device | None
 ) -> tuple[Geometry, int | None]:
     """Writes the volume; its geometry, and how many objects it was filled with."""
     label, volume_id = plan.label.encode(), plan.volume_id.bytes
+    if plan.base is not None and base is not None:
+        assert geometry is not None
+        path = recorded_path(plan.base, plan.image)
+        make_overlay(device, base, geometry, path=path, uuid=volume_id, now_ns=now_ns, label=label)
+        return geometry, None
     if plan.source is None:
         assert geometry is not None
         owner = os.getuid(), os.getgid()
@@ -322,6 +391,13 @@ def _make_contents(
     for line in left_out.lines():
         _say(line)
     return made, filled.objects
+
+
+def _free_blocks(device: Device) -> int:
+    """Blocks of the volume on a device that can be given out."""
+    slot = read_slots(device).newest
+    buried = 0 if slot.extension is None else slot.extension.overlay.buried_free
+    return slot.superblock.free_blocks - buried
 
 
 class Progress:
@@ -387,6 +463,7 @@ def _open_existing(plan: Plan) -> tuple[FileDevice, Geometry | None]:
         if loops:
             raise Busy(f"{device.name} is in use: it is attached to {' and '.join(loops)}")
         geometry = _geometry_for_existing(device, plan)
+        require_unsealed(device)
         if not plan.force:
             contents = recognise(device)
             if contents.note:

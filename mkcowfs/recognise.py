@@ -59,6 +59,8 @@ def _recognise_qnx6(device: FileDevice) -> str:
     except Unsupported:
         return "a cowfs volume of an unknown version"
     kind = "a qnx6 volume" if slot.extension is None else "a cowfs volume"
+    if slot.extension is not None and slot.extension.is_overlay:
+        kind = "a cowfs overlay"
     return f"{kind} (UUID {UUID(bytes=slot.superblock.volume_id)})"
 
 

@@ -81,6 +81,8 @@ def check(
 def _repair(image: str, place: Place, dry_run: bool, target: str | None, zero_bad_blocks: bool) -> Repair:
     from cowfs.check.repair import copy_device, plan_repair
     from cowfs.storage.device import FileDevice
+    from cowfs.storage.layers import layered
+    from cowfs.storage.overlay import base_path, recorded_path, set_base_path
 
     if target is not None and os.path.lexists(target):
         raise InvalidArgument(f"{target} exists")
@@ -93,8 +95,11 @@ def _repair(image: str, place: Place, dry_run: bool, target: str | None, zero_ba
             return plan
         copy = FileDevice.create(target, max(device.size(), plan.device_size))
         try:
-            copy_device(device, copy)
+            layers = layered(device)
+            copy_device(device if layers is None else layers.top, copy)
             plan.apply(copy)
+            if layers is not None:
+                set_base_path(copy, recorded_path(base_path(layers.top), copy.name))
         except BaseException:
             os.unlink(target)
             raise

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from cowfs import control
 from cowfs.cli.output import printable, show_json, show_table, size_text, time_text
-from cowfs.cli.place import place_of, place_options
+from cowfs.cli.place import Place, place_of, place_options
 from cowfs.cli.policy import policy_text
 from cowfs.cli.target import carry_out, unmounted
-from cowfs.errors import NotAVolume
+from cowfs.errors import CowfsError, NotAVolume
+
+if TYPE_CHECKING:
+    from cowfs.storage.device import Device
 
 
 @click.command()
@@ -66,6 +72,11 @@ def _info_rows(reply: control.Reply) -> list[tuple[str, str]]:
         ("inodes", f"{reply['inodes'] - reply['inodes_free']} used, {reply['inodes_free']} free"),
         ("commit", str(reply["serial"])),
     ]
+    if reply["sealed"]:
+        rows.append(("sealed", "yes: it is never written"))
+    for layer in reply["layers"]:
+        seal = ", sealed" if layer["sealed"] else ""
+        rows.append(("base", f"{layer['path']} (UUID {layer['uuid']}, commit {layer['serial']}{seal})"))
     if reply["policy"] is not None:
         rows.append(("policy", policy_text(reply["policy"])))
     mount = reply["mount"]
@@ -76,6 +87,18 @@ def _info_rows(reply: control.Reply) -> list[tuple[str, str]]:
         if reply["read_only"]:
             rows.append(("read-only", reply["read_only_reason"]))
     return rows + [("note", note) for note in reply["notes"]]
+
+
+@contextlib.contextmanager
+def _any_layers(image: str, place: Place) -> Iterator[Device]:
+    """The device of an image; of an overlay whose base is not to be had, what lies in the overlay itself."""
+    with contextlib.ExitStack() as stack:
+        try:
+            device = stack.enter_context(unmounted(image, place=place))
+        except CowfsError as error:
+            device = stack.enter_context(unmounted(image, place=place, layers=False))
+            click.echo(f"cowfs: {printable(str(error))}; what lies in the base shows as zeros", err=True)
+        yield device
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -91,6 +114,6 @@ def dump(image: str, what: tuple[str, ...], offset: int | None, partition: int |
     from cowfs.check.dump import dump_lines
 
     place = place_of(offset, partition, superblock)
-    with unmounted(image, place=place) as device:
+    with _any_layers(image, place) as device:
         for line in dump_lines(device, what, superblock=place.superblock):
             click.echo(printable(line))

@@ -21,7 +21,8 @@ from cowfs.fuse import daemon
     metavar="OPTIONS",
     multiple=True,
     help="ro, rw, commit=SECONDS, noxattr, nowriteback, allow_other, noatime, relatime, strictatime, sync, discard, "
-    "superblock=1|2, snapshot=NAME, offset=BYTES, partition=N, log=FILE, and mount(8)'s generic ones.",
+    "superblock=1|2, snapshot=NAME, offset=BYTES, partition=N, base=PATH, ephemeral, ephemeral_dir=DIR, log=FILE, and "
+    "mount(8)'s generic ones.",
 )
 @click.option("--foreground", is_flag=True, help="Serve until it is unmounted; log to standard error.")
 @click.option("--log", metavar="FILE", type=click.Path(readable=False), help="Log to FILE instead of syslog.")
@@ -31,6 +32,18 @@ from cowfs.fuse import daemon
     type=click.Choice(["1", "2"]),
     help="Look at the state of superblock slot N; with -o ro.",
 )
+@click.option(
+    "--base", metavar="PATH", type=click.Path(readable=False), help="The base of an overlay, if it was moved."
+)
+@click.option(
+    "--ephemeral", is_flag=True, help="Mount an overlay on IMAGE that vanishes with the mount; IMAGE is not changed."
+)
+@click.option(
+    "--ephemeral-dir",
+    metavar="DIR",
+    type=click.Path(readable=False),
+    help="Where that overlay lies; by default beside IMAGE, or in $TMPDIR.",
+)
 @click.option("--daemon", "detach", is_flag=True, hidden=True)
 def mount(
     image: str,
@@ -39,6 +52,9 @@ def mount(
     foreground: bool,
     log: str | None,
     superblock: str | None,
+    base: str | None,
+    ephemeral: bool,
+    ephemeral_dir: str | None,
     detach: bool,
 ) -> int:
     """Mount the volume in IMAGE on the directory MNT.
@@ -50,7 +66,9 @@ def mount(
     """
     from cowfs.fuse import options
 
-    parsed = options.parse(words, log=log, superblock=superblock)
+    parsed = options.parse(
+        words, log=log, superblock=superblock, base=base, ephemeral=ephemeral, ephemeral_dir=ephemeral_dir
+    )
     image, mountpoint = os.path.realpath(image), os.path.abspath(mountpoint)
     if foreground or detach:
         return daemon.run(image, mountpoint, parsed, detach=detach, report=_say)

@@ -14,7 +14,21 @@ from typing import Any, NoReturn
 import click
 
 from cowfs import __version__
-from cowfs.cli import check, clone, crashtest, image, mount, policy, reading, resize, scrub, snapshot, space, trim
+from cowfs.cli import (
+    check,
+    clone,
+    crashtest,
+    image,
+    mount,
+    overlay,
+    policy,
+    reading,
+    resize,
+    scrub,
+    snapshot,
+    space,
+    trim,
+)
 from cowfs.errors import CowfsError
 
 EXIT_FAILURE = 1
@@ -62,6 +76,10 @@ for _command in (
     snapshot.snapshot,
     policy.policy,
     snapshot.rollback,
+    overlay.reset,
+    overlay.seal,
+    overlay.unseal,
+    overlay.rebase,
     space.df,
     space.du,
     snapshot.diff,

@@ -187,13 +187,14 @@ def export(image: str, name: str, new: str) -> None:
     """Copy the volume in IMAGE to the new file NEW, and go back to a snapshot there.
 
     So readers that know only the live tree of a volume, as Linux's own driver, see the snapshot. IMAGE is not changed and must
-    not be mounted for writing. The other snapshots are in NEW as well.
+    not be mounted for writing. The other snapshots are in NEW as well. Of an overlay, NEW is a whole volume.
     """
     from cowfs.check.repair import copy_device
     from cowfs.cli.target import unmounted
     from cowfs.errors import Exists
     from cowfs.fs.snapshot import Snapshots
     from cowfs.storage.device import FileDevice
+    from cowfs.storage.overlay import make_whole
     from cowfs.storage.volume import Volume
 
     if os.path.lexists(new):
@@ -207,6 +208,7 @@ def export(image: str, name: str, new: str) -> None:
         copy = FileDevice.create(new, device.size())
         try:
             copy_device(device, copy)
+            make_whole(copy)
             snapshots = Snapshots(Volume.open(copy))
             snapshots.roll_back(wanted, discard=True)
             snapshots.close()

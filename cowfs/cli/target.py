@@ -21,25 +21,30 @@ _WHOLE = Place()
 
 
 @contextlib.contextmanager
-def unmounted(image: str, *, writable: bool = False, place: Place = _WHOLE) -> Iterator[Device]:
+def unmounted(image: str, *, writable: bool = False, place: Place = _WHOLE, layers: bool = True) -> Iterator[Device]:
     """The device of an image that nobody else is writing to, or, with `writable`, uses at all; or a part of it.
 
-    Raises Busy, DeviceError, InvalidArgument; NotAVolume that is raised meanwhile gets to know of partitions.
+    That of an overlay has the layers below it, but not without `layers`. Raises Busy, DeviceError, InvalidArgument,
+    BaseChanged; NotAVolume that is raised meanwhile gets to know of partitions.
     """
     from cowfs.storage.device import LOCK_SECONDS, FileDevice
+    from cowfs.storage.overlay import open_layers
     from cowfs.storage.partitions import not_a_volume
 
     found = [mount for mount in mounts.of_image(image) if not mounts.is_dead(mount)]
     if found:
         raise Busy(f"{image} is mounted on {found[0].mountpoint}")
     device = FileDevice.open(image, read_only=not writable)
+    opened: Device = device
     try:
         device.lock(exclusive=writable, timeout=LOCK_SECONDS)  # of a daemon whose mount is gone
-        yield place.part_of(device)
+        part = place.part_of(device)
+        opened = open_layers(part, superblock=place.superblock) if layers else part
+        yield opened
     except NotAVolume as error:
         raise (not_a_volume(device, error) if place.whole else error) from None
     finally:
-        device.close()
+        opened.close()
 
 
 def mount_of(target: str) -> mounts.Mount | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import asdict
 
 from cowfs import __version__
 from cowfs.control import policy, resize, scrub, snapshots, space, trim
@@ -12,6 +13,7 @@ from cowfs.control.specification import Arguments, Specification
 from cowfs.control.wire import Command, Reply
 from cowfs.errors import InvalidArgument, ReadOnly
 from cowfs.fs.filesystem import Filesystem
+from cowfs.storage.overlay import layers_below
 
 
 async def execute(command: Command, host: Host, *, reading: bool = False) -> Reply:
@@ -79,6 +81,8 @@ def describe(filesystem: Filesystem) -> Reply:
         "available": space.available * space.block_size,
         "inodes": space.files,
         "inodes_free": space.files_free,
+        "sealed": extension is not None and extension.is_sealed,
+        "layers": [asdict(layer) for layer in layers_below(volume.device)],
         "snapshots": 0 if volume.foreign else volume.forest.named_count,
         "policy": None if rolling is None else rolling.to_json(),
         "reclaim": 0 if volume.foreign else volume.reclaim.ready,

@@ -133,6 +133,15 @@ async def _rollback(arguments: Arguments, host: Host) -> Reply:
     return {"rolled_back_to": text_of(name), "saved": None if saved is None else describe(saved)}
 
 
+async def _reset(arguments: Arguments, host: Host) -> Reply:
+    keep = arguments.text("keep")
+    host.snapshots.volume.forest.base_place  # noqa: B018  (no base: before anything is written back)
+    await host.flush_dirty_pages()
+    kept = await host.roll_back(lambda: host.snapshots.reset(keep))
+    await host.commit()
+    return {"reset": True, "kept": None if kept is None else describe(kept)}
+
+
 COMMANDS: dict[str, Specification] = {
     "snapshot create": Specification(_create, 1, 1, frozenset({"description", "writable", "from"})),
     "snapshot list": Specification(_list, reads=True),
@@ -142,6 +151,7 @@ COMMANDS: dict[str, Specification] = {
     "diff": Specification(_diff, 1, 2, frozenset({"path"}), reads=True),
     "snapshot protect": Specification(_protect, 1, 1),
     "snapshot unprotect": Specification(_unprotect, 1, 1),
+    "reset": Specification(_reset, options=frozenset({"keep"})),
     "rollback": Specification(_rollback, 1, 1, frozenset({"discard"})),
 }
 

@@ -14,6 +14,9 @@ import logging.handlers
 import os
 import subprocess
 import sys
+import tempfile
+import time
+import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,7 +25,8 @@ from cowfs.fuse import mounts
 
 if TYPE_CHECKING:
     from cowfs.fuse.options import MountOptions
-    from cowfs.storage.device import FileDevice
+    from cowfs.storage.device import Device, FileDevice
+    from cowfs.storage.volume import Volume
 
 READY = "cowfs is ready"
 SYSLOG_SOCKET = "/dev/log"
@@ -74,29 +78,69 @@ def run(image: str, mountpoint: str, options: MountOptions, *, detach: bool, rep
     `detach`: standard error belongs to a starter, who waits for `READY`. `report` shows one line to the user.
     """
     from cowfs.fuse import server
-    from cowfs.storage.partitions import not_a_volume, open_part
-    from cowfs.storage.volume import Volume
 
     _start_log(options.log, to_stderr=not detach)
     mountpoint = mounts.require_mountpoint(mountpoint)
-    device = _open(os.path.realpath(image), read_only=options.read_only)
-    try:
-        _lock(device, exclusive=not device.read_only)
-        part = open_part(device, offset=options.offset, partition=options.partition)
-        volume = Volume.open(part, read_only=options.read_only, superblock=options.superblock)
-    except NotAVolume as error:
-        hint = not_a_volume(device, error) if part is device else error
-        device.close()
-        raise hint from None
-    except BaseException:
-        device.close()
-        raise
+    if options.ephemeral:
+        volume = _open_ephemeral(os.path.realpath(image), options.ephemeral_dir)
+    else:
+        volume = _open_volume(os.path.realpath(image), options)
+    device = volume.device
     for note in volume.notes:
         log.warning("%s: %s", device.name, note)
         if detach:
             report(f"{device.name}: {note}")
     server.serve(volume, mountpoint, options, on_ready=_detach if detach else None)
     return 1 if volume.latched else 0
+
+
+def _open_volume(image: str, options: MountOptions) -> Volume:
+    """Opens the volume in an image, with the layers below it; it owns them."""
+    from cowfs.storage.overlay import open_layers, require_unsealed
+    from cowfs.storage.partitions import not_a_volume, open_part
+    from cowfs.storage.volume import Volume
+
+    device = _open(image, read_only=options.read_only)
+    opened: Device = device
+    try:
+        if not options.read_only:
+            require_unsealed(device)  # before its lock is asked for: overlays on it hold that
+        _lock(device, exclusive=not device.read_only)
+        opened = part = open_part(device, offset=options.offset, partition=options.partition)
+        opened = open_layers(part, base=options.base, superblock=options.superblock)
+        return Volume.open(opened, read_only=options.read_only, superblock=options.superblock)
+    except NotAVolume as error:
+        hint = not_a_volume(device, error) if part is device else error
+        opened.close()
+        raise hint from None
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _open_ephemeral(image: str, directory: str | None) -> Volume:
+    """A new overlay on the volume in an image, in a file without a name: it is gone when the process ends, however that is."""
+    from cowfs.storage.device import FileDevice
+    from cowfs.storage.overlay import default_size, make_overlay, open_base, overlay_geometry
+    from cowfs.storage.volume import Volume
+
+    base = open_base(image)
+    opened: Device = base
+    try:
+        geometry = overlay_geometry(base, default_size(base))
+        places = [directory] if directory is not None else [os.path.dirname(image), tempfile.gettempdir()]
+        top = FileDevice.unnamed(places, geometry.end, name=f"{image} (ephemeral)")
+        try:
+            opened = make_overlay(
+                top, base, geometry, path=os.fsencode(image), uuid=uuid.uuid4().bytes, now_ns=time.time_ns()
+            )
+        except BaseException:
+            top.close()
+            raise
+        return Volume.open(opened)
+    except BaseException:
+        opened.close()
+        raise
 
 
 def _open(image: str, *, read_only: bool) -> FileDevice:

@@ -48,6 +48,12 @@ class MountOptions:
     """The partition of a disk's image that the volume is in."""
     snapshot: bytes | None = None
     """The snapshot or clone that is mounted as the root, instead of the live tree."""
+    base: str | None = None
+    """Where the base of an overlay is, if not where the overlay says; an absolute path."""
+    ephemeral: bool = False
+    """Whether what is mounted is a base, with an overlay on it that vanishes with the mount."""
+    ephemeral_dir: str | None = None
+    """The directory whose filesystem holds such an overlay; an absolute path."""
     log: str | None = None
     kernel: frozenset[str] = field(default_factory=frozenset)
     """Words that the kernel itself carries out: suid, dev, noexec and their opposites."""
@@ -81,6 +87,10 @@ class MountOptions:
             words.append(f"partition={self.partition}")
         if self.snapshot is not None:
             words.append("snapshot=" + _SPECIAL.sub(_octal, os.fsdecode(self.snapshot)))
+        words += ["ephemeral"] if self.ephemeral else []
+        for name, path in (("base", self.base), ("ephemeral_dir", self.ephemeral_dir)):
+            if path is not None:
+                words.append(f"{name}=" + _SPECIAL.sub(_octal, path))
         return words + sorted(self.kernel)
 
 
@@ -93,6 +103,7 @@ _FLAGS: dict[str, tuple[str, object]] = {
     "noatime": ("atime", AtimeMode.NOATIME),
     "relatime": ("atime", AtimeMode.RELATIME),
     "strictatime": ("atime", AtimeMode.STRICT),
+    "ephemeral": ("ephemeral", True),
     "sync": ("sync", True),
     "async": ("sync", False),
     "discard": ("discard", True),
@@ -117,8 +128,16 @@ _MEANINGLESS = frozenset(
 )
 
 
-def parse(arguments: Iterable[str], *, log: str | None = None, superblock: str | None = None) -> MountOptions:
-    """The options of all `-o` arguments; `log` and `superblock` stand for words of these names.
+def parse(
+    arguments: Iterable[str],
+    *,
+    log: str | None = None,
+    superblock: str | None = None,
+    base: str | None = None,
+    ephemeral: bool = False,
+    ephemeral_dir: str | None = None,
+) -> MountOptions:
+    """The options of all `-o` arguments; all other arguments stand for words of these names.
 
     Raises InvalidArgument for an unknown word or a bad value.
     """
@@ -127,6 +146,13 @@ def parse(arguments: Iterable[str], *, log: str | None = None, superblock: str |
         values["log"] = os.path.abspath(log)
     if superblock is not None:
         values["superblock"] = superblock_number(superblock)
+    values |= {
+        name: os.path.abspath(path)
+        for name, path in (("base", base), ("ephemeral_dir", ephemeral_dir))
+        if path is not None
+    }
+    if ephemeral:
+        values["ephemeral"] = True
     kernel: set[str] = set()
     for word in (word for argument in arguments for word in _split(argument)):
         name, equals, value = word.partition("=")
@@ -147,8 +173,8 @@ def parse(arguments: Iterable[str], *, log: str | None = None, superblock: str |
             values[name] = _number(name, value)
         elif name == "snapshot" and value:
             values["snapshot"] = os.fsencode(value)
-        elif name == "log" and value:
-            values["log"] = os.path.abspath(value)
+        elif name in ("log", "base", "ephemeral_dir") and value:
+            values[name] = os.path.abspath(value)
         else:
             raise InvalidArgument(f"unknown mount option '{word}'")
     options = MountOptions(kernel=frozenset(kernel), **values)  # type: ignore[arg-type]
@@ -156,7 +182,20 @@ def parse(arguments: Iterable[str], *, log: str | None = None, superblock: str |
         raise InvalidArgument("superblock= chooses an older state to look at, so it needs ro")
     if (options.offset is not None or options.partition is not None) and not options.read_only:
         raise InvalidArgument("offset= and partition= choose a part of an image to look at, so they need ro")
+    _check_overlay_options(options)
     return options
+
+
+def _check_overlay_options(options: MountOptions) -> None:
+    """Raises InvalidArgument for what an overlay that vanishes cannot be combined with."""
+    if options.ephemeral:
+        other = (options.base, options.offset, options.partition, options.superblock)
+        if options.read_only or any(value is not None for value in other):
+            raise InvalidArgument(
+                "ephemeral is for writing, on a whole base: without ro, base=, offset=, partition=, superblock="
+            )
+    elif options.ephemeral_dir is not None:
+        raise InvalidArgument("ephemeral_dir= goes with ephemeral")
 
 
 def _split(argument: str) -> list[str]:

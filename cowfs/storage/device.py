@@ -27,6 +27,7 @@ import errno
 import fcntl
 import os
 import stat
+import tempfile
 import threading
 import time
 from array import array
@@ -167,6 +168,29 @@ class FileDevice:
                 os.unlink(name)
             raise
         return device
+
+    @classmethod
+    def unnamed(cls, directories: Sequence[str], size: int, *, name: str) -> Self:
+        """A new regular file of `size` zero bytes that has no name, so that it ends with the last process that uses it.
+
+        It lies in the first of the directories that takes it; `name` is only shown. Raises DeviceError.
+        """
+        failed: OSError | None = None
+        for directory in directories:
+            try:
+                descriptor = _unnamed_file(directory)
+            except OSError as error:
+                failed = failed or error
+                continue
+            device = cls._adopt(descriptor, name, read_only=False)
+            try:
+                device.resize(size)
+            except BaseException:
+                device.close()
+                raise
+            return device
+        assert failed is not None
+        raise _failure(directories[0], "make a file there", failed)
 
     @classmethod
     def _adopt(cls, descriptor: int, name: str, *, read_only: bool) -> Self:
@@ -545,6 +569,18 @@ def _failure(name: str, action: str, error: OSError) -> DeviceError:
     """The DeviceError for a failed call: path, action, the system's words and its errno's name."""
     number = error.errno or errno.EIO
     return DeviceError(f"{name}: cannot {action}: {os.strerror(number)} ({errno.errorcode.get(number, number)})")
+
+
+def _unnamed_file(directory: str) -> int:
+    """A descriptor of a new file without a name; where the filesystem knows no such files, it had one for a moment."""
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, *_NOT_SUPPORTED):
+            raise
+    descriptor, path = tempfile.mkstemp(prefix=".cowfs-", dir=directory)
+    os.unlink(path)
+    return descriptor
 
 
 def _flush_directory(name: str) -> None:

@@ -25,6 +25,7 @@ from cowfs.errors import (
     InvalidArgument,
     NotAVolume,
     NotSupported,
+    ReadOnly,
     Unsupported,
 )
 from cowfs.ondisk import format as f
@@ -77,7 +78,11 @@ def open_layers(
             raise InvalidArgument(f"{device.name} is not an overlay: it has no base")
         return device
     path = base if base is not None else base_path(device)
-    below = open_base(path, above=(*seen, _identity(device)))
+    try:
+        below = open_base(path, above=(*seen, _identity(device)))
+    except DeviceError as error:
+        moved = "" if base is not None else "; 'cowfs rebase' tells the overlay where it is now"
+        raise DeviceError(f"{device.name} is an overlay, and its base is missing: {error}{moved}") from error
     try:
         return stack(device, below, slot.extension.overlay)
     except BaseException:
@@ -85,8 +90,9 @@ def open_layers(
         raise
 
 
-def open_base(path: StrPath, *, above: tuple[object, ...] = ()) -> Device:
-    """Opens a base, and the layers below it, for reading only, and keeps writers out. See `open_layers`."""
+def open_base(path: StrPath, *, above: tuple[object, ...] = (), top: Device | None = None) -> Device:
+    """Opens a base, and the layers below it, for reading only, and keeps writers out. `top` is above it. See `open_layers`."""
+    above = above if top is None else (*above, _identity(top))
     if len(above) > f.LAYERS_MAX:
         raise Unsupported(f"more than {f.LAYERS_MAX} layers lie below the overlay")
     device = FileDevice.open(path, read_only=True)
@@ -361,6 +367,18 @@ def make_whole(device: Device) -> None:
 
 
 # --- the seal ---
+
+
+def require_unsealed(device: Device) -> None:
+    """Raises ReadOnly for a device with a sealed volume, which is not to be written. Other trouble is others' business."""
+    try:
+        extension = read_slots(device).newest.extension
+    except (NotAVolume, Corrupt, Unsupported, DeviceError):
+        return
+    if extension is not None and extension.is_sealed:
+        raise ReadOnly(
+            f"{device.name} is sealed: mount it with -o ro, or on an overlay; 'cowfs unseal' allows writing again"
+        )
 
 
 def set_seal(device: Device, *, on: bool) -> bool:

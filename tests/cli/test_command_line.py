@@ -45,14 +45,18 @@ COMMANDS = (
     "ls",
     "mount",
     "policy",
+    "rebase",
+    "reset",
     "resize",
     "rollback",
     "scrub",
+    "seal",
     "snapshot",
     "sync",
     "timeline",
     "trim",
     "umount",
+    "unseal",
 )
 UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
 

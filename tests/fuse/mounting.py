@@ -18,8 +18,9 @@ from cowfs.check import check_device
 from cowfs.errors import CowfsError
 from cowfs.fuse import daemon, mounts
 from cowfs.ondisk.geometry import geometry_for_size
-from cowfs.storage.device import LOCK_SECONDS, FileDevice
+from cowfs.storage.device import LOCK_SECONDS, Device, FileDevice
 from cowfs.storage.mkvolume import make_volume
+from cowfs.storage.overlay import open_layers
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COWFS = [sys.executable, "-m", "cowfs"]
@@ -149,9 +150,10 @@ class Place:
 
     def check(self) -> str:
         """The checker's last line, after it found nothing wrong."""
-        device = FileDevice.open(self.image, read_only=True)
+        device: Device = FileDevice.open(self.image, read_only=True)
         try:
             device.lock(exclusive=False, timeout=LOCK_SECONDS)  # threads of a killed daemon outlive it for a moment
+            device = open_layers(device)
             report = check_device(device)
         finally:
             device.close()
