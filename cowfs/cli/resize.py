@@ -34,6 +34,9 @@ def resize(
 
     SIZE is that of the whole volume, as for "mkcowfs --size": 4G, 512M, 1T; +1G or -1G from the present one; or max: all of
     the image file or block device as it is. A file grows as needed, sparse; a block device must be large enough.
+
+    To become smaller it must not be mounted. What lies behind the new end moves, snapshots and all, and stays as shared as it
+    is.
     """
     if not place_of(offset, partition, None).whole:
         raise InvalidArgument(f"{target}: a part of an image keeps its size: its place in the image is given")
@@ -49,6 +52,10 @@ def resize(
         click.echo(printable(f"{reply['image']}: {size_text(new)} already"))
         return
     says = "would become" if dry_run else "is now"
+    if reply.get("moved"):
+        click.echo(
+            f"{reply['moved']} blocks {'would move' if dry_run else 'moved'}, {reply['rewritten']} with all that lead there"
+        )
     click.echo(
         printable(
             f"{reply['image']} {says} {size_text(new)}, {reply['blocks']} blocks, "

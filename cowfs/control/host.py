@@ -17,6 +17,7 @@ from cowfs.fs.steps import Steps
 from cowfs.fs.steps import finish as run_steps
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage.resize import grow
+from cowfs.storage.shrink import Plan, prepare, shrink
 
 R = TypeVar("R")
 
@@ -104,6 +105,10 @@ class Host(Protocol):
 
     async def grow(self, geometry: Geometry, *, preallocate: bool) -> None:
         """Gives the volume more blocks, durably. Raises NoSpace, NotSupported, DeviceError."""
+        ...
+
+    async def shrink(self, geometry: Geometry) -> Plan:
+        """Takes blocks away from a volume that is not mounted. Raises InvalidArgument, NotSupported, Corrupt, DeviceError."""
         ...
 
     async def roll_back(self, operation: Callable[[], R]) -> R:
@@ -204,6 +209,12 @@ class Offline:
     async def grow(self, geometry: Geometry, *, preallocate: bool) -> None:
         """At once."""
         grow(self.filesystem.volume, geometry, preallocate=preallocate)
+
+    async def shrink(self, geometry: Geometry) -> Plan:
+        """At once. What the trees of files remember of places is void afterwards: nothing but closing may follow."""
+        self.filesystem.sync()
+        prepare(self.filesystem.volume)
+        return shrink(self.filesystem.volume, geometry)
 
     async def roll_back(self, operation: Callable[[], R]) -> R:
         """As `change`: nobody has cached anything."""

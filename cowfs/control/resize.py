@@ -10,6 +10,7 @@ from cowfs.control.wire import Reply
 from cowfs.errors import Busy, NotSupported
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage import resize as r
+from cowfs.storage import shrink
 from cowfs.storage.volume import Volume
 
 if TYPE_CHECKING:
@@ -34,12 +35,21 @@ async def _resize(arguments: Arguments, host: Host) -> Reply:
         if not dry_run:
             await host.grow(geometry, preallocate=preallocate)
     elif geometry.num_blocks < old.num_blocks:
-        raise NotSupported("a volume cannot be made smaller")
-    return _reply(volume, old, geometry) | ({"dry_run": True} if dry_run else {})
+        if host.mount is not None:
+            raise Busy("a mounted volume can only grow: unmount it to make it smaller")
+        if dry_run:
+            if volume.reclaim.count:
+                raise NotSupported("what was deleted is not free yet, so nothing can be said: mount the volume once")
+            plan = shrink.plan(volume, geometry)
+        else:
+            plan = await host.shrink(geometry)
+        return _reply(volume, old, geometry, dry_run) | {"moved": plan.moved, "rewritten": plan.rewritten}
+    return _reply(volume, old, geometry, dry_run)
 
 
-def _reply(volume: Volume, old: Geometry, new: Geometry) -> Reply:
+def _reply(volume: Volume, old: Geometry, new: Geometry, dry_run: bool) -> Reply:
     return {
+        **({"dry_run": True} if dry_run else {}),
         "image": volume.device.name,
         "block_size": new.block_size,
         "old_size": old.end,

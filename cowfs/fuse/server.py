@@ -38,6 +38,7 @@ from cowfs.fuse.trees import Trees, forget_all_names, forget_entry, in_thread, r
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage import resize
 from cowfs.storage.discard import Discards
+from cowfs.storage.shrink import Plan
 from cowfs.storage.volume import Volume
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -187,6 +188,10 @@ class Server:
         """Commits twice."""
         for _ in range(2):
             await self.commits.commit(complete=True)
+
+    async def shrink(self, geometry: Geometry) -> Plan:
+        """Raises Busy: open files remember where their blocks are."""
+        raise Busy("a mounted volume can only grow: unmount it to make it smaller")
 
     async def grow(self, geometry: Geometry, *, preallocate: bool) -> None:
         """Makes the device longer in another thread; then there is one commit with the new size, requests going on."""

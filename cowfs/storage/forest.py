@@ -58,6 +58,10 @@ class Forest:
         """The tree is no longer used; what it changed has been sealed."""
         self._open.pop(tree_id, None)
 
+    def forget_all(self) -> None:
+        """None of the trees is used any more; what was changed in them has been sealed."""
+        self._open.clear()
+
     def take(
         self, name: bytes, description: bytes, *, flags: int, source: Tree | int, created: int
     ) -> tuple[int, f.SnapshotRecord]:

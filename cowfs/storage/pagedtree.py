@@ -135,6 +135,91 @@ class PagedTree:
             if self.ptr[i] == f.NO_BLOCK:
                 self.ptr[i] = self._hole(self.levels)
 
+    def cut(self, size: int, free: Callable[[int], None]) -> None:
+        """Shortens the tree to `size` bytes, and makes it no deeper than that needs. `free` gets each block that goes."""
+        keep = -(-size // self.page_size)
+        for i in range(f.POINTER_COUNT):
+            self._cut((self.levels, i), keep, free)
+        while self.levels and keep <= f.POINTER_COUNT * self.fanout ** (self.levels - 1):
+            self._remove_level(free)
+        tops = -(-keep // self.fanout**self.levels)
+        for i in range(f.POINTER_COUNT):
+            if i >= tops:
+                self.ptr[i] = f.NO_BLOCK
+            elif self.ptr[i] == f.NO_BLOCK:
+                self.ptr[i] = self._hole(self.levels)
+        self.size = size
+        self.occupied = self._has_blocks()
+
+    def _cut(self, key: Key, keep: int, free: Callable[[int], None]) -> None:
+        """Lets go of what lies behind the first `keep` pages, at and below a key."""
+        level, index = key
+        span: int = self.fanout**level
+        pointer = self._pointer(key)
+        absent = self._is_hole(pointer, level) and key not in self._dirty
+        if absent or (index + 1) * span <= keep:
+            return
+        for i in range(self.fanout if level else 0):
+            self._cut((level - 1, index * self.fanout + i), keep, free)
+        if index * span < keep:
+            return
+        self._forget_key(key)
+        self._set_absent(key)
+        if not self._is_hole(pointer, level):
+            self.block_delta -= 1
+            free(pointer)
+
+    def _remove_level(self, free: Callable[[int], None]) -> None:
+        """The first top pointer's node goes, and its first pointers become the top ones."""
+        key, pointer = (self.levels, 0), self.ptr[0]
+        node = self._node(key)
+        below = [node[i * self.entry_words] for i in range(f.POINTER_COUNT)]
+        self._raise_checks(node)
+        self._forget_key(key)
+        was_hole = self._is_hole(pointer, self.levels)
+        self.levels -= 1
+        self.ptr = below
+        if not was_hole:
+            self.block_delta -= 1
+            free(pointer)
+
+    def _forget_key(self, key: Key) -> None:
+        self._dirty.discard(key)
+        self._unplaced.discard(key)
+        if key[0]:
+            self._nodes.pop(key, None)
+        else:
+            self._pages.pop(key[1], None)
+
+    def _set_absent(self, key: Key) -> None:
+        self._set_pointer(key, self._hole(key[0]))
+
+    def _raise_checks(self, node: array.array[int]) -> None:
+        """Takes the checks of a node's first pointers up to the root."""
+
+    def evacuate(self, limit: int) -> int:
+        """Has the next seal place anew what lies at block `limit` or behind it; the number of such pages and nodes."""
+        count = 0
+        pending: list[Key] = [(self.levels, i) for i in range(f.POINTER_COUNT)]
+        while pending:
+            key = pending.pop()
+            level, index = key
+            pointer = self._pointer(key)
+            if self._is_hole(pointer, level):
+                continue
+            if level:
+                node = self._node(key)
+                children = [i for i in range(self.fanout) if not self._is_hole(node[i * self.entry_words], level - 1)]
+                pending += [(level - 1, index * self.fanout + i) for i in children]
+            if pointer >= limit:
+                count += 1
+                if level == 0:
+                    self.page_for_write(index)
+                elif key not in self._dirty:
+                    self._dirty.add(key)
+                    self._unplaced.add(key)
+        return count
+
     def _add_level(self) -> None:
         assert self.levels < f.SYSTEM_LEVEL_MAX, self.name
         node = self._empty_node((self.levels + 1, 0))
@@ -482,6 +567,18 @@ class ChecksumTree(PagedTree):
     def _move_check(self, node: array.array[int], slot: int) -> None:
         node[2 * slot + 1] = self.top_checks[slot]
         self.top_checks[slot] = 0
+
+    def _raise_checks(self, node: array.array[int]) -> None:
+        self.top_checks = [node[2 * slot + 1] for slot in range(f.POINTER_COUNT)]
+
+    def _set_absent(self, key: Key) -> None:
+        super()._set_absent(key)
+        level, index = key
+        if level == self.levels:
+            self.top_checks[index] = 0
+        else:
+            parent, slot = divmod(index, self.fanout)
+            self._node((level + 1, parent))[2 * slot + 1] = 0
 
     def _hole(self, level: int) -> int:
         return f.NO_BLOCK

@@ -88,11 +88,11 @@ def seal_grown(volume: Volume, geometry: Geometry) -> SealedCommit:
         volume.inline_commits = inline
     try:
         volume.spacemap.grow(geometry.num_blocks)
-        _set_geometry(volume, geometry)
+        set_geometry(volume, geometry)
     except BaseException as error:
         volume.latch(error)
         raise
-    return volume.seal(complete=True)
+    return seal_moved(volume)
 
 
 def begin_larger(volume: Volume, geometry: Geometry) -> None:
@@ -101,13 +101,19 @@ def begin_larger(volume: Volume, geometry: Geometry) -> None:
     volume.spacemap.grow(geometry.num_blocks)
     volume.spacemap.seal()  # no state has the old end
     volume.spacemap.admit_new()
-    _set_geometry(volume, geometry)
+    set_geometry(volume, geometry)
     volume.moved_from = None
     volume.measure()
     volume.tx.changes += 1
 
 
-def _set_geometry(volume: Volume, geometry: Geometry) -> None:
+def seal_moved(volume: Volume) -> SealedCommit:
+    """Ends the generation in which `set_geometry` was called. Latches where it fails."""
+    return volume.seal(complete=True)
+
+
+def set_geometry(volume: Volume, geometry: Geometry) -> None:
+    """The open generation has another size; its commit moves slot 2."""
     volume.moved_from = volume.geometry.slot_offsets[1]
     volume.superblock.num_blocks = geometry.num_blocks
     volume.geometry = volume.store.geometry = geometry

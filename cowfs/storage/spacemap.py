@@ -23,6 +23,7 @@ from __future__ import annotations
 import array
 import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -147,7 +148,8 @@ class SpaceMap:
         self._order = store.geometry.order
         self._checksums = checksums
         self._page_bits = store.block_size * 8
-        self._page_count = -(-self.num_blocks // self._page_bits)
+        self._end = self.num_blocks  # where what is given out ends
+        self._page_count = -(-self._end // self._page_bits)
         self._pages: dict[int, _Page] = {}
         self._changed: set[int] = set()
         self._full: set[int] = set()  # pages known to have nothing to give out
@@ -273,7 +275,7 @@ class SpaceMap:
         """A run of up to `count` contiguous blocks near `hint`: (first, number >= 1). Raises NoSpace, Corrupt."""
         if self.available <= 0:
             raise NoSpace("no free block")
-        start, length = self._find(count, hint if hint < self.num_blocks else 0)
+        start, length = self._find(count, hint if hint < self._end else 0)
         self._take(start, length)
         return start, length
 
@@ -341,6 +343,8 @@ class SpaceMap:
     def admit_new(self) -> None:
         """The commit that `grow` was for is durable: its blocks are given out from now on."""
         first, (added, buried), self._added = self.num_blocks, self._added, (0, 0)
+        if not added:
+            return
         index, bit = divmod(first, self._page_bits)
         if bit:
             page, number = self._pages[index], min(added, self._page_bits - bit)
@@ -349,9 +353,60 @@ class SpaceMap:
                 _either(page.busy, page.buried)
             page.held -= number
         self.num_blocks += added
+        self._end = self.num_blocks
         self._page_count = -(-self.num_blocks // self._page_bits)
         self.held -= added - buried
         self._opened(index, first)
+
+    def limit_to(self, end: int) -> None:
+        """Gives out no block from `end` on any more. To be called anew when blocks there have become free; nothing is held."""
+        assert not self.held
+        index, bit = divmod(end, self._page_bits)
+        if bit:
+            page = self._page(index)
+            _set_bits(page.busy, bit, self._page_bits - bit)
+            page.held += self._end != end  # it stays in memory
+        self._end = end
+        self._page_count = -(-end // self._page_bits)
+        self.withheld = sum(number - used for number, used in self._usage(end))
+
+    def used_from(self, start: int) -> int:
+        """Blocks in use from `start` on. Raises Corrupt, DeviceError."""
+        return sum(used for _, used in self._usage(start))
+
+    def _usage(self, start: int) -> Iterator[tuple[int, int]]:
+        """(blocks, how many of them are in use) of each bitmap page from `start` on."""
+        for index, bit, number in self._split(start, self.num_blocks - start):
+            if self.bitmap.is_hole(index):
+                yield number, 0
+                continue
+            known = index in self._pages
+            yield number, _bits(self.bitmap.page(index), bit, number).bit_count()
+            if not known:
+                self.bitmap.forget(index)
+
+    def shrink(self, num_blocks: int) -> None:
+        """Fewer blocks from the next commit on. Those that go are free, in every state; `limit_to` was called for them."""
+        assert self._end == num_blocks and not self.held
+
+        def free(block: int) -> None:
+            self.free_run(block, 1)
+            self._store.forget(block)
+
+        index, bit = divmod(num_blocks, self._page_bits)
+        if bit:
+            page = self._change(index)
+            _set_bits(page.bits, bit, self._page_bits - bit)
+            page.held -= 1
+        self.free -= self.num_blocks - num_blocks
+        self.withheld = 0
+        for number in [number for number in self._pages if number >= self._page_count]:
+            del self._pages[number]
+            self._changed.discard(number)
+        self.num_blocks = num_blocks
+        self.bitmap.cut(-(-num_blocks // 8), free)
+        self.references.cut(num_blocks * f.REFERENCE_SIZE, free)
+        self._checksums.cut(num_blocks * f.CHECKSUM_SIZE, free)
 
     def _set_tree_sizes(self, num_blocks: int) -> None:
         self.bitmap.set_size(-(-num_blocks // 8))

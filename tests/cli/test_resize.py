@@ -14,9 +14,12 @@ from support import MIB, Run
 from cowfs.check import check_device
 from cowfs.control.sizes import parse_new_size
 from cowfs.errors import InvalidArgument
+from cowfs.fs import Caller, Filesystem
+from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import geometry_for_size
 from cowfs.storage.device import FileDevice
 from cowfs.storage.mkvolume import make_volume
+from cowfs.storage.volume import Volume
 
 
 @pytest.fixture
@@ -108,3 +111,43 @@ def test_sizes(text: str, size: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(InvalidArgument):
         parse_new_size(text, 1000, 77)
+
+
+def make_file(image: Path, name: bytes, size: int, *, hint: int) -> None:
+    device = FileDevice.open(image, read_only=False)
+    filesystem = Filesystem(Volume.open(device))
+    assert filesystem.volume.spacemap is not None
+    filesystem.volume.spacemap.data_hint = hint
+    ino = filesystem.create(f.ROOT_INODE, name, 0o644, Caller()).ino
+    filesystem.write(ino, 0, name * (size // len(name)))
+    filesystem.close()
+    filesystem.volume.close()
+
+
+def test_shrinking(run: Run, image: Path) -> None:
+    make_file(image, b"data", 400_000, hint=800)
+    run("snapshot", "create", image, "s")
+    before = image.read_bytes()
+    code, out, err = run("resize", image, "-1500K", "--dry-run")
+    assert (code, err) == (0, "") and "98 blocks would move, " in out
+    assert image.read_bytes() == before
+    code, out, err = run("resize", image, "-1500K")
+    assert (code, err) == (0, "") and "98 blocks moved, " in out and "is now 2.5 MiB" in out
+    assert image.stat().st_size == 4 * MIB - 1500 * 1024
+    assert sound(image)
+    assert run("hash", image)[0] == 0
+    assert "s" in run("snapshot", "list", image)[1]
+    reply = json.loads(run("resize", image, "+8M", "--json")[1])
+    assert reply["size"] == 12 * MIB - 1500 * 1024
+    assert sound(image)
+
+
+def test_shrinking_too_far_says_how_far_it_goes(run: Run, image: Path) -> None:
+    make_file(image, b"data", 2_000_000, hint=100)
+    code, _, err = run("resize", image, "1M")
+    assert code == 1 and "at least" in err
+    least = err.split("at least ")[1].split()[0]
+    assert image.stat().st_size == 4 * MIB and sound(image)
+    assert run("resize", image, least)[0] == 0
+    assert image.stat().st_size <= int(least) and sound(image)
+    assert run("cat", image, "/data")[0] == 0

@@ -78,3 +78,12 @@ def test_refused_while_a_scrub_runs(mounted: Place) -> None:
     assert result.returncode == 1 and "a scrub is running" in result.stderr
     cowfs("scrub", mounted.mountpoint, "--stop")
     cowfs("resize", mounted.mountpoint, "+64M")
+
+
+def test_a_mounted_volume_does_not_shrink(mounted: Place) -> None:
+    result = cowfs("resize", mounted.mountpoint, "-8M", ok=False)
+    assert result.returncode == 1 and "unmount it" in result.stderr
+    mounted.umount()
+    cowfs("resize", mounted.image, "-8M")
+    mounted.mount()
+    assert os.statvfs(mounted.mountpoint).f_blocks == (56 * MIB - 0x4000) // 4096
