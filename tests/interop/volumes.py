@@ -19,11 +19,14 @@ from support import MIB, Clock, new_device
 from workloads import image_after, record
 
 from cowfs.check import check_image
-from cowfs.check.crashdevice import Thoroughness, crash_images, cuts
+from cowfs.check.crashdevice import Flush, RecordingDevice, Thoroughness, Write, crash_images, cuts
 from cowfs.fs import AtimeMode, Caller, Filesystem
 from cowfs.fs.snapshot import Snapshots
 from cowfs.ondisk import format as f
+from cowfs.ondisk.geometry import Geometry
 from cowfs.storage.device import FileDevice, MemoryDevice
+from cowfs.storage.resize import grow
+from cowfs.storage.shrink import least_geometry, prepare, shrink
 from cowfs.storage.volume import Volume
 from mkcowfs.cli import run
 
@@ -239,6 +242,49 @@ def crashes(folder: Path, block_size: int) -> Iterator[Shown]:
 # --- volumes made with contents ---
 
 
+def resized(folder: Path, block_size: int) -> Iterator[Shown]:
+    """A volume that grew, and one that shrank as far as it goes; and what is there between the steps by which slot 2 moves."""
+    image = image_after(CRASH_SCRIPT.replace("seal; publish; ", ""), block_size, blocks=2 * MIB // block_size)
+    for name, change in (("grown", _grow), ("shrunk", _shrink)):
+        device = RecordingDevice(image)
+        volume = Volume.open(device)
+        begun = change(volume)
+        steps = [
+            cut.latest() for cut in cuts(image, device.log) if isinstance(cut.entry, Flush) and cut.position > begun
+        ]
+        for number, step in enumerate(steps[:5]):
+            yield _show(folder / f"resized-{block_size}-{name}-{number}", step)
+        volume.close()
+        filesystem = Filesystem(Volume.open(device), clock=Clock())
+        make_kinds(filesystem, filesystem.mkdir(ROOT, b"kinds", 0o755, USER).ino, random.Random(block_size))
+        filesystem.close()
+        filesystem.volume.close()
+        yield _show(folder / f"resized-{block_size}-{name}", device.image())
+
+
+def _grow(volume: Volume) -> int:
+    """Changes the size; how much of the log was there when slot 2 began to move."""
+    geometry = Geometry(volume.geometry.block_size, volume.geometry.num_blocks * 3)
+    grow(volume, geometry)
+    return _announced(volume)
+
+
+def _shrink(volume: Volume) -> int:
+    prepare(volume)
+    shrink(volume, least_geometry(volume))
+    return _announced(volume)
+
+
+def _announced(volume: Volume) -> int:
+    """Where in the log the last of the commits in the old place ends: before the boot block is written."""
+    assert isinstance(volume.device, RecordingDevice)
+    log = volume.device.log
+    boot = next(
+        place for place, entry in enumerate(log) if isinstance(entry, Write) and not entry.offset and entry.data
+    )
+    return max(0, boot - 6)
+
+
 def authored(folder: Path, block_size: int) -> Iterator[Shown]:
     """What mkcowfs makes of an archive: a volume of ours that fits, and plain ones of both byte orders."""
     archive = folder / f"tar-{block_size}"
@@ -273,7 +319,7 @@ def _add(tar: tarfile.TarFile, name: str, kind: bytes, data: bytes, number: int,
 
 
 CASES: Final[dict[str, Callable[[Path, int], Iterator[Shown]]]] = {
-    case.__name__: case for case in (everything, committed, histories, crashes, authored)
+    case.__name__: case for case in (everything, committed, histories, crashes, resized, authored)
 }
 
 
