@@ -18,6 +18,7 @@ from cowfs.fs.attributes import Attributes, without_privileges
 from cowfs.fs.inode import Inode
 from cowfs.fs.release import ReleaseOperations
 from cowfs.fs.space import name_cost, orphan_cost
+from cowfs.fs.xattr import CAPABILITIES
 from cowfs.ondisk import codecs as c
 from cowfs.ondisk import format as f
 from cowfs.storage.blocktree import Root
@@ -26,7 +27,7 @@ COPY_INODES = 3  # that one entry may change: the directory, the copy, and the h
 
 
 class CloneOperations(ReleaseOperations):
-    """The operations on copies. `keep_privileges`: files keep setuid and setgid."""
+    """The operations on copies. `keep_privileges`: files keep setuid, setgid and capabilities."""
 
     def clone_file(
         self, source: CloneOperations, ino: int, parent: int, name: bytes, *, keep_privileges: bool = True
@@ -41,22 +42,24 @@ class CloneOperations(ReleaseOperations):
             raise IsADirectory
         where, directory = self._directory_for_change(parent)
         self._check_new(directory, name)
-        holder = source.xattrs.holder(inode)
+        holder, own = _attributes(source, inode, keep_privileges)
         self._trees.check_share(_roots(inode, holder))
         with self.volume.operation():
-            self.inodes.prepare_allocation(1 if holder is None else 2)
-            self._admit(name_cost(self.tree, COPY_INODES, where))
+            self.inodes.prepare_allocation(2 if holder or own else 1)
+            self._admit(name_cost(self.tree, COPY_INODES, where) + self._lists_cost(own))
             now = self._now()
             root = self.inodes.make_writable(where)
-            number = self._copy_inode(inode, holder, links=1, keep_privileges=keep_privileges, now=now)
+            number = self._copy_inode(inode, holder, own, links=1, keep_privileges=keep_privileges, now=now)
             self.directories.add(where, root, name, number)
             where.mtime = where.ctime = now
         return self.inodes.attributes(self._inode(number))
 
-    def _copy_inode(self, inode: Inode, holder: Inode | None, *, links: int, keep_privileges: bool, now: int) -> int:
-        """The number of a new inode with the data of another, and with its attributes; all has been asked before."""
+    def _copy_inode(
+        self, inode: Inode, holder: Inode | None, own: bytes, *, links: int, keep_privileges: bool, now: int
+    ) -> int:
+        """The number of a new inode with the data of another, and its attributes or those in `own`; all was asked before."""
         roots = self._trees.share(_roots(inode, holder))
-        holder_number = 0
+        holder_number = self.xattrs.new_holder(own, now) if own else 0
         if holder is not None:
             holder_number = self.inodes.allocate_copy(holder, roots[-1], mode=holder.mode, links=1, now=now)
         mode = without_privileges(inode.mode) if inode.is_regular and not keep_privileges else inode.mode
@@ -109,15 +112,15 @@ class CloneOperations(ReleaseOperations):
         """
         if known is None and inode.is_directory and where.links >= f.LINK_COUNT_MAX:
             raise TooManyLinks  # only damage has so many in one directory
-        holder = source.xattrs.holder(inode) if known is None else None
+        holder, own = _attributes(source, inode, keep_privileges) if known is None else (None, b"")
         block = self._name_block(source, entry)
         self._trees.check_share(_roots(inode, holder) if known is None else (), () if block is None else (block,))
         if block is not None:
             self._names.prepare()
         with self.volume.operation():
             if known is None:
-                self.inodes.prepare_allocation(1 if holder is None else 2)
-            self._admit(name_cost(self.tree, COPY_INODES, where) + 1)
+                self.inodes.prepare_allocation(2 if holder or own else 1)
+            self._admit(name_cost(self.tree, COPY_INODES, where) + 1 + self._lists_cost(own))
             root = self.inodes.make_writable(where)
             if known is not None:
                 self.inodes.add_link(known)
@@ -126,7 +129,8 @@ class CloneOperations(ReleaseOperations):
                 number = self._copy_directory(inode, holder, where.number, links=2).number
                 where.links += 1 if where.links else 0  # the hidden root has no links until it has a name
             else:
-                number = self._copy_inode(inode, holder, links=1, keep_privileges=keep_privileges, now=self._now())
+                now = self._now()
+                number = self._copy_inode(inode, holder, own, links=1, keep_privileges=keep_privileges, now=now)
             self.directories.append_copy(where, root, index, self._entry_of(entry, number, block))
         return number
 
@@ -162,7 +166,7 @@ class CloneOperations(ReleaseOperations):
 
     def _copy_directory(self, inode: Inode, holder: Inode | None, parent: int, *, links: int) -> Inode:
         """A copy of a directory, without its entries."""
-        number = self._copy_inode(inode, holder, links=links, keep_privileges=True, now=self._now())
+        number = self._copy_inode(inode, holder, b"", links=links, keep_privileges=True, now=self._now())
         copy = self._inode(number)
         self.directories.make_first_block(self.inodes.make_writable(copy), number, parent)
         return copy
@@ -182,6 +186,14 @@ class CloneOperations(ReleaseOperations):
     @property
     def _entries(self) -> c.EntryCodec:
         return self.directories.codec
+
+
+def _attributes(source: CloneOperations, inode: Inode, keep_privileges: bool) -> tuple[Inode | None, bytes]:
+    """The holder of attributes that a copy shares, or, where it must not keep all of them, what it has in one of its own."""
+    holder = source.xattrs.holder(inode)
+    if holder is None or keep_privileges or not inode.is_regular or CAPABILITIES not in source.xattrs.names(inode):
+        return holder, b""
+    return None, source.xattrs.without(inode, CAPABILITIES)
 
 
 def _roots(inode: Inode, holder: Inode | None) -> list[Root]:

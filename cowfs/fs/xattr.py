@@ -29,6 +29,8 @@ from cowfs.storage.volume import Volume
 
 TOTAL_MAX: Final = 8 << 20  # bytes of all attributes of one inode: a change writes them all
 _ALIGNMENT: Final = 4
+CAPABILITIES: Final = b"security.capability"
+"""Of a program: what it may do whoever runs it."""
 _NAMESPACES: Final = (b"user.", b"trusted.", b"security.", b"system.")
 
 
@@ -127,17 +129,23 @@ class Xattrs:
         if not data:
             self.drop(inode)
             return
-        if inode.xattr_inode:
-            hidden = self._hidden(inode)
-        else:
-            hidden = self._inodes.allocate(stat.S_IFREG, 0, 0, now)
-            hidden.flags = f.INODE_FLAG_HIDDEN
-            inode.xattr_inode = hidden.number
+        if not inode.xattr_inode:
+            inode.xattr_inode = self.new_holder(data, now)
+            inode.xattr_index = None
+            return
+        hidden = self._hidden(inode)
         token = self._inodes.make_writable(hidden)
         self._trees.write(token, 0, data)
         if hidden.root.size > len(data):
             self._trees.resize(token, len(data))
         inode.xattr_index = None
+
+    def new_holder(self, data: bytes, now: int) -> int:
+        """The number of a new hidden inode with attributes for one that names it; space and an inode have been admitted."""
+        hidden = self._inodes.allocate(stat.S_IFREG, 0, 0, now)
+        hidden.flags = f.INODE_FLAG_HIDDEN
+        self._trees.write(self._inodes.make_writable(hidden), 0, data)
+        return hidden.number
 
     def drop(self, inode: Inode) -> None:
         """Removes all attributes of a writable inode.

@@ -440,6 +440,33 @@ def test_a_directory_with_too_many_subdirectories_is_not_copied(depth: int, monk
     trees.end()
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_capabilities_are_a_privilege(trees: Trees, others: int) -> None:
+    live = trees.live
+    top = live.mkdir(1, b"top", 0o755, Caller()).ino
+    ino = new_file(live, b"program", b"x" * 9000, top)
+    live.setxattr(ino, b"security.capability", b"raw")
+    for number in range(others):
+        live.setxattr(ino, b"user.%d" % number, b"v" * 5000)
+    plain = new_file(live, b"plain", b"x" * 9000, top)
+    live.setxattr(plain, b"user.name", b"value")
+    names = live.listxattr(ino)
+    for keep in (True, False):
+        copy = live.clone_file(live, ino, 1, b"file %d" % keep, keep_privileges=keep).ino
+        pinned = trees.pin(trees.volume.live)
+        clone = TreeClone(Filesystem(trees.volume, tree=pinned), top, live, 1, b"tree %d" % keep, keep_privileges=keep)
+        while clone.step():
+            trees.volume.commit()
+        tree = clone.finish().ino
+        trees.unpin(pinned)
+        for number in (copy, live.lookup(tree, b"program").ino):
+            assert live.listxattr(number) == (names if keep else names[1:])
+            assert live.read(number, 0, 9000) == b"x" * 9000
+        assert live.getxattr(live.lookup(tree, b"plain").ino, b"user.name") == b"value"
+        assert live.getattr(live.lookup(tree, b"plain").ino).blocks == live.getattr(plain).blocks
+    assert live.listxattr(ino) == names
+
+
 def test_a_deep_tree_is_copied_and_released(trees: Trees) -> None:
     live = trees.live
     top = at = live.mkdir(1, b"deep", 0o755, Caller()).ino
