@@ -106,10 +106,6 @@ class NamespaceCheck:
         page = self._pages.get(index)
         return page.used[place] if page is not None and number > 0 else 0
 
-    def _mode(self, number: int) -> int:
-        index, place = divmod(number - 1, self._per_page)
-        return self._pages[index].modes[place]
-
     def _links(self, number: int) -> int:
         index, place = divmod(number - 1, self._per_page)
         return self._pages[index].links[place]

@@ -19,7 +19,6 @@ from cowfs.export.walk import OnProblem, Visit, walk
 from cowfs.fs import Filesystem
 from cowfs.fs.attributes import NANOSECONDS, Attributes, type_name
 
-ALGORITHMS: Final = ("sha256", "sha512", "sha1", "md5", "blake2b")
 _BODYFILE_TYPES: Final = {
     stat.S_IFREG: "r",
     stat.S_IFDIR: "d",

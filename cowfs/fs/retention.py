@@ -21,14 +21,13 @@ Invariants:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from cowfs.errors import Corrupt, InvalidArgument
+from cowfs.errors import InvalidArgument
 
 Taken = tuple[int, int]
 """(id, time of creation) of a snapshot"""
@@ -104,19 +103,6 @@ class Policy:
         if not isinstance(every, str) or not isinstance(keep, str) or not isinstance(thin_when_short, bool):
             raise InvalidArgument("a policy: every and keep are strings, thin_when_short is true or false")
         return cls.parse(every, keep, thin_when_short=thin_when_short)
-
-
-def encode_policy(policy: Policy) -> bytes:
-    """A policy as it is stored in the volume: JSON."""
-    return json.dumps(policy.to_json(), sort_keys=True).encode("ascii")
-
-
-def decode_policy(data: bytes) -> Policy:
-    """The opposite of `encode_policy`. Raises Corrupt."""
-    try:
-        return Policy.from_json(json.loads(data.decode("ascii")))
-    except (ValueError, RecursionError, InvalidArgument) as error:
-        raise Corrupt("policy for rolling snapshots", found=str(error)) from error
 
 
 # --- words ---

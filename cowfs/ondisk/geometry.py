@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 
-from cowfs.errors import InvalidArgument, Unsupported
+from cowfs.errors import InvalidArgument
 from cowfs.ondisk import format as f
 from cowfs.ondisk.records import ByteOrder
 
@@ -111,9 +111,3 @@ def pointers_to(words: array.array[int], order: ByteOrder) -> bytes:
     swapped = array.array("I", words)
     swapped.byteswap()
     return swapped.tobytes()
-
-
-def require_block_size(block_size: int) -> None:
-    """Raises Unsupported for a block size that no volume of the family has."""
-    if block_size not in f.FOREIGN_BLOCK_SIZES:
-        raise Unsupported(f"block size {block_size} is not one of the qnx6 family's")

@@ -14,11 +14,9 @@ from cowfs.ondisk.records import Record, at, record
 SECTOR_SIZES: Final = (512, 4096)
 MBR_SIZE: Final = 512
 MBR_ENTRIES_OFFSET: Final = 446
-MBR_ENTRY_COUNT: Final = 4
 MBR_SIGNATURE: Final = b"\x55\xaa"
 MBR_SIGNATURE_OFFSET: Final = 510
 MBR_EXTENDED: Final = frozenset({0x05, 0x0F, 0x85})
-MBR_PROTECTIVE: Final = 0xEE  # the disk has a GUID partition table
 MBR_QNX: Final = frozenset({0xB1, 0xB2, 0xB3})  # QNX Power-Safe
 
 GPT_SIGNATURE: Final = b"EFI PART"
