@@ -17,7 +17,11 @@ class CowfsError(Exception):
     errno: int = errno.EIO
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(message or os.strerror(self.errno))
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        # Most are answers to a program, such as that there is no such name, and nobody reads their text.
+        return super().__str__() or os.strerror(self.errno)
 
 
 class DeviceError(CowfsError):

@@ -23,7 +23,7 @@ from cowfs.fs.listing import Listing
 from cowfs.fs.space import data_cost, inode_cost, path
 from cowfs.fs.xattr import check_name as check_xattr_name
 from cowfs.ondisk import format as f
-from cowfs.ondisk.acl import ACCESS_NAME
+from cowfs.ondisk.acl import ACCESS_NAME, DEFAULT_NAME
 from cowfs.ondisk.records import Buffer
 from cowfs.storage.blocktree import WritableRoot
 from cowfs.storage.tree import Tree
@@ -32,6 +32,7 @@ from cowfs.storage.volume import Tier, Volume
 LATE_ATIMES_MAX: Final = 8192  # access times kept in memory before they are written for their own sake
 CACHED_MAX: Final = 60 * NANOSECONDS
 """Longer than Linux keeps what was written to itself (30 seconds, and the time that writing it back takes)."""
+_ASKED_BY_KERNEL: Final = frozenset((b"security.capability", ACCESS_NAME, DEFAULT_NAME))  # of every file
 _DAY: Final = 24 * 3600 * NANOSECONDS
 _PERMISSIONS: Final = 0o7777
 
@@ -237,6 +238,8 @@ class Filesystem(CloneOperations):
     def getxattr(self, ino: int, name: bytes) -> bytes:
         """The value of an attribute. Raises NoAttribute, NotSupported, OutOfRange, Corrupt, DeviceError."""
         inode = self._inode(ino)
+        if not inode.xattr_inode and name in _ASKED_BY_KERNEL:
+            raise NoAttribute
         if inode.xattr_inode == 0 or inode.xattr_index is None or name not in inode.xattr_index:
             # A name that cannot be set on this type is not there: `get` says so.
             with contextlib.suppress(NotPermitted):

@@ -43,7 +43,7 @@ _TYPES = frozenset({*_WITH_DATA, *_DEVICES, stat.S_IFIFO, stat.S_IFSOCK})
 
 def clamp_time(time_ns: int) -> int:
     """The nearest time that the format can hold."""
-    return min(max(time_ns, TIME_MIN), TIME_MAX)
+    return time_ns if TIME_MIN <= time_ns <= TIME_MAX else min(max(time_ns, TIME_MIN), TIME_MAX)
 
 
 class Inode:

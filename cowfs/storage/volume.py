@@ -104,12 +104,14 @@ class Operation:
         self._volume = volume
         self.changes_before = 0
 
+    def __enter__(self) -> None:
+        tx = self._volume.tx
+        assert tx is not None
+        self.changes_before = tx.changes
+
     def restart(self) -> None:
         """What was done up to now is no part of the operation: making room for it is not."""
-        assert self._volume.tx is not None
-        self.changes_before = self._volume.tx.changes
-
-    __enter__ = restart
+        self.__enter__()
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
