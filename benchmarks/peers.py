@@ -220,6 +220,9 @@ class PassthroughHp(Peer):
     def start(self) -> None:
         start_daemon([self.program, "--foreground", str(self._behind), str(self.mountpoint)], self.mountpoint)
 
+    def kill(self) -> None:
+        raise NotMeasured("it has no state of its own that a crash could harm")
+
     def abandon(self) -> None:
         super().abandon()
         shutil.rmtree(self._behind, ignore_errors=True)
@@ -242,7 +245,11 @@ class ZfsFuse(Peer):
     def _start_daemon(self) -> None:
         command = ["zfs-fuse", "--no-daemon", "--no-kstat-mount"]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         self.pid = self._process.pid
         wait_until(lambda: not _fails(["zpool", "list"]), "zfs-fuse does not answer")

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -63,10 +68,28 @@ def test_all_scenes_with_all_peers_of_this_machine(tmp_path: Path, capsys: pytes
     text = capsys.readouterr().out
     sizes = Sizes.of(0.002, 192 * MIB)
     assert [name for name in mounted.titles(sizes) if name not in text] == []
-    assert "cowfs: 1.0 flushes at each fsync" in text or "cowfs: unknown" in text
+    assert re.search(r"cowfs: \d+\.\d flushes at each fsync|cowfs: unknown", text)
     assert " failed in " not in text
     assert may_drop_caches() or "could not be dropped" in text
     assert list(tmp_path.iterdir()) == [], "nothing stays behind"
+
+
+@pytest.mark.slow
+@pytest.mark.fuse
+def test_an_end_in_the_middle_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "mounted", "--scale", "0.05", "--scenes", "directory"]
+    running = subprocess.Popen([*command, "--peers", "cowfs", "--directory", str(tmp_path)], stderr=subprocess.PIPE)
+    for _ in range(6000):
+        if list(tmp_path.glob("*/mount/directory/entry 1*")):
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("nothing was mounted")
+    running.send_signal(signal.SIGTERM)
+    said = running.communicate(timeout=120)[1]
+    assert running.returncode == 130, said
+    assert list(tmp_path.iterdir()) == []
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
 
 
 @pytest.mark.parametrize(
