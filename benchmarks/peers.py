@@ -27,6 +27,7 @@ from cowfs import control
 
 READY_SECONDS: Final = 120.0
 GONE_SECONDS: Final = 600.0
+PATIENCE_SECONDS: Final = 10.0
 SHUTDOWN: Final = 0x8004587D  # EXT4_IOC_SHUTDOWN
 SHUTDOWN_WITHOUT_FLUSH: Final = 2
 SUBVOLUME_SNAPSHOT: Final = 0x50009417  # BTRFS_IOC_SNAP_CREATE_V2
@@ -62,6 +63,8 @@ class Peer:
         self.mountpoint = mountpoint
         self.pid = 0
         self.peak = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        """The daemon, where it does not detach by itself."""
 
     def missing(self) -> str:
         """Why it cannot be measured here; empty where it can."""
@@ -81,6 +84,16 @@ class Peer:
         self.start()
         self.find_daemon()
 
+    def await_mount(self) -> None:
+        """For a daemon that does not say when it is ready."""
+
+        def mounted() -> bool:
+            if self.process is not None and self.process.poll() is not None:
+                raise Failed(f"{self.name} ended at once, with status {self.process.returncode}")
+            return os.path.ismount(self.mountpoint)
+
+        wait_until(mounted, f"{self.name} mounted nothing")
+
     def find_daemon(self) -> None:
         """After `start`: which process serves the mount."""
         self.pid = daemon_of(self.mountpoint) if self.in_user_space else 0
@@ -90,7 +103,7 @@ class Peer:
         self.note_memory()
         with gone(self.pid):
             unmount(self.mountpoint)
-        self.pid = 0
+        self._forget_daemon()
 
     def kill(self) -> None:
         """What a power cut of the daemon leaves behind. The mount is cleared away."""
@@ -99,7 +112,7 @@ class Peer:
             raise NotMeasured("no daemon")
         with gone(self.pid):
             os.kill(self.pid, signal.SIGKILL)
-        self.pid = 0
+        self._forget_daemon()
         unmount(self.mountpoint, lazily=True)
 
     def check(self) -> None:
@@ -123,12 +136,21 @@ class Peer:
         if os.path.ismount(self.mountpoint) or is_dead(self.mountpoint):
             with contextlib.suppress(Failed, OSError):
                 unmount(self.mountpoint, lazily=True)
-        if self.pid:
-            with contextlib.suppress(OSError, Failed), gone(self.pid, seconds=10):
-                pass
-            with contextlib.suppress(OSError):
-                os.kill(self.pid, signal.SIGKILL)
-            self.pid = 0
+        pid = self.pid or (self.process.pid if self.process else 0)
+        if pid:
+            try:
+                with gone(pid, seconds=PATIENCE_SECONDS):
+                    pass
+            except Failed:
+                os.kill(pid, signal.SIGKILL)
+        self._forget_daemon()
+
+    def _forget_daemon(self) -> None:
+        """It has ended."""
+        self.pid = 0
+        if self.process is not None:
+            self.process.wait()
+            self.process = None
 
 
 class Cowfs(Peer):
@@ -164,7 +186,8 @@ class Floor(Peer):
 
     def start(self) -> None:
         command = [sys.executable, "-m", "benchmarks.floor", str(self.mountpoint)]
-        start_daemon(command, self.mountpoint)
+        self.process = start_daemon(command)
+        self.await_mount()
 
 
 class Fuse2fs(Peer):
@@ -218,7 +241,8 @@ class PassthroughHp(Peer):
         self._behind.mkdir()
 
     def start(self) -> None:
-        start_daemon([self.program, "--foreground", str(self._behind), str(self.mountpoint)], self.mountpoint)
+        self.process = start_daemon([self.program, "--foreground", str(self._behind), str(self.mountpoint)])
+        self.await_mount()
 
     def kill(self) -> None:
         raise NotMeasured("it has no state of its own that a crash could harm")
@@ -232,7 +256,7 @@ class ZfsFuse(Peer):
     """ZFS in user space, with a pool in the image."""
 
     name = "zfs-fuse"
-    programs = ("zfs-fuse", "zpool", "zfs")
+    programs = ("zfs-fuse", "zpool", "zfs", "pidof")
     POOL: Final = "cowfs-benchmark"
 
     def missing(self) -> str:
@@ -240,25 +264,20 @@ class ZfsFuse(Peer):
             return why
         if os.geteuid() != 0:
             return "needs root"
-        return "its daemon is in use" if shutil.which("pidof") and _output(["pidof", "zfs-fuse"]) else ""
+        return "its daemon, of which there can be one only, is in use" if _output(["pidof", "zfs-fuse"]) else ""
 
     def _start_daemon(self) -> None:
-        command = ["zfs-fuse", "--no-daemon", "--no-kstat-mount"]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self.pid = self._process.pid
+        if _output(["pidof", "zfs-fuse"]):
+            raise Failed("somebody else has started a zfs-fuse, of which there can be one only")
+        self.process = start_daemon(["zfs-fuse", "--no-daemon", "--no-kstat-mount"])
+        self.pid = self.process.pid
         wait_until(lambda: not _fails(["zpool", "list"]), "zfs-fuse does not answer")
 
     def _stop_daemon(self, number: int) -> None:
         self.note_memory()
-        self._process.send_signal(number)
-        self._process.wait(GONE_SECONDS)
-        self.pid = 0
+        with gone(self.pid):
+            os.kill(self.pid, number)
+        self._forget_daemon()
 
     def format(self) -> None:
         self._start_daemon()
@@ -270,7 +289,7 @@ class ZfsFuse(Peer):
     def start(self) -> None:
         self._start_daemon()
         run(["zpool", "import", "-f", "-o", "cachefile=none", "-d", str(self.image.parent), self.POOL])
-        wait_until(lambda: os.path.ismount(self.mountpoint), "zfs-fuse mounted nothing")
+        self.await_mount()
 
     def find_daemon(self) -> None:
         """It is known."""
@@ -394,9 +413,9 @@ def make_ext4(image: Path) -> None:
     run(["mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", str(image)])
 
 
-def start_daemon(command: list[str], mountpoint: Path) -> None:
-    """Starts one that does not detach by itself; returns once something is mounted."""
-    process = subprocess.Popen(
+def start_daemon(command: list[str]) -> subprocess.Popen[bytes]:
+    """Starts one that does not detach by itself, in a session of its own, so that Ctrl-C is not for it."""
+    return subprocess.Popen(
         command,
         cwd=machine.CHECKOUT,
         stdin=subprocess.DEVNULL,
@@ -404,13 +423,6 @@ def start_daemon(command: list[str], mountpoint: Path) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-
-    def mounted() -> bool:
-        if process.poll() is not None:
-            raise Failed(f"{command[0]} ended at once, with status {process.returncode}")
-        return os.path.ismount(mountpoint)
-
-    wait_until(mounted, f"{command[0]} mounted nothing")
 
 
 def wait_until(condition: Callable[[], bool], complaint: str) -> None:
@@ -480,9 +492,6 @@ def gone(pid: int, *, seconds: float = GONE_SECONDS) -> Iterator[None]:
         yield
         if descriptor >= 0 and not select.select((descriptor,), (), (), seconds)[0]:
             raise Failed(f"the daemon {pid} does not end")
-        if descriptor >= 0:
-            with contextlib.suppress(ChildProcessError):  # it is no child where it detached by itself
-                os.waitpid(pid, 0)
     finally:
         if descriptor >= 0:
             os.close(descriptor)
