@@ -21,7 +21,7 @@ def draw(results: Results, path: Path, heading: str) -> None:
     except ImportError as error:
         raise Failed("a plot needs matplotlib: pip install cowfs[benchmarks]") from error
     titles = [f"{title}, {unit}" for title, unit in results.lines]
-    drawing, axes = pyplot.subplots(figsize=(11, 1.5 + 0.36 * len(titles)), layout="constrained")
+    drawing, axes = pyplot.subplots(figsize=(12, 1.8 + 0.36 * len(titles)), layout="constrained")
     others = [name for name in results.peers if name != OURS]
     for number, name in enumerate(others):
         places, rows = [], []
@@ -38,6 +38,6 @@ def draw(results: Results, path: Path, heading: str) -> None:
     axes.grid(axis="both", alpha=0.3)
     axes.set_xlabel(f"times as good as {OURS}, which is the line at 1 (to the right: ahead of it)")
     axes.set_title(heading, fontsize="small")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=len(others), frameon=False)
+    drawing.legend(loc="outside lower center", ncols=len(others), frameon=False)
     drawing.savefig(path)
     pyplot.close(drawing)
