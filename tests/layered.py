@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cowfs.ondisk.geometry import Geometry
 from cowfs.ondisk.records import Buffer
 from cowfs.storage.device import Device, MemoryDevice
 from cowfs.storage.layers import LayeredDevice
@@ -37,10 +38,15 @@ class Base(MemoryDevice):
 
 
 def new_overlay(
-    base: Device, *, size: int | None = None, number: int = 1, top: MemoryDevice | None = None
+    base: Device,
+    *,
+    size: int | None = None,
+    number: int = 1,
+    top: MemoryDevice | None = None,
+    geometry: Geometry | None = None,
 ) -> LayeredDevice:
     """A new overlay on a base; by default as large as mkcowfs makes it. `number` goes into its UUID."""
-    geometry = overlay_geometry(base, size or default_size(base))
+    geometry = geometry or overlay_geometry(base, size or default_size(base))
     top = top or MemoryDevice(geometry.end, name=f"overlay {number}")
     return make_overlay(top, base, geometry, path=b"base", uuid=bytes([number] * 16), now_ns=START)
 

@@ -12,6 +12,7 @@ Numbers are decimal, sizes and offsets bytes.
     snapshot NAME | snapshot NAME SOURCE | clone NAME | clone NAME SOURCE | delete NAME...: all of these at once
     retitle NAME NEW: gives a snapshot or clone another name | protect NAME | unprotect NAME
     rollback NAME    discards the present; rollback NAME save: keeps it as a snapshot
+    reset [NAME]     back from an overlay to its base; with NAME, the present is kept as a snapshot
     sync             fsync(2): a commit, with a manifest where that is possible
     commit           a commit without one, as the timer makes it
     seal, publish    the two ends of a commit, with steps of the next generation in between; seal complete: without a manifest
@@ -37,7 +38,7 @@ from collections.abc import Callable
 from typing import Final
 
 from cowfs.check.crashdevice import RecordingDevice
-from cowfs.check.crashtest import Ended, Synced, TreeState, WatchedVolume, observe, open_watched
+from cowfs.check.crashtest import Ended, Layers, Synced, TreeState, WatchedVolume, observe, one_layer, open_watched
 from cowfs.errors import CowfsError, CrossTree, InvalidArgument, NoSpace, NotFound, ReadOnly, SpaceShort
 from cowfs.fs import RENAME_EXCHANGE, Caller, Filesystem
 from cowfs.fs.snapshot import Snapshots
@@ -84,8 +85,10 @@ class ScriptRun:
         strict: bool = False,
         volume_class: type[WatchedVolume] = WatchedVolume,
         clock: Callable[[], int] | None = None,
+        layers: Layers = one_layer,
     ) -> None:
         self.device = device
+        self._layers = layers
         self.steps: list[str] = []
         self.refused: Counter[int] = Counter()
         self.performed: Counter[str] = Counter()
@@ -189,7 +192,9 @@ class ScriptRun:
         while True:
             self.device.mark(Ended())
             try:
-                trees = open_watched(self.device, clock=self._clock, volume_class=self._volume_class)
+                trees = open_watched(
+                    self.device, clock=self._clock, volume_class=self._volume_class, layers=self._layers
+                )
             except Killed:
                 self.performed["killed"] += 1
                 self._calls_left = -1
@@ -342,6 +347,10 @@ class ScriptRun:
         self.trees.roll_back(name.encode(), discard=not how)
         self._let_go()
 
+    def _do_reset(self, keep: str = "") -> None:
+        self.trees.reset(keep.encode() or None)
+        self._let_go()
+
     # --- steps: files ---
 
     def _place(self, path: str) -> tuple[Filesystem, int, bytes]:
@@ -489,6 +498,7 @@ _ARGUMENTS: Final[dict[str, tuple[int, ...]]] = {
     ),
     **dict.fromkeys(("write", "setxattr"), (3,)),
     **dict.fromkeys(("snapshot", "clone", "rollback"), (1, 2)),
+    "reset": (0, 1),
     "delete": tuple(range(1, 17)),
     "copytree": (2, 3),
     "copy": (2,),

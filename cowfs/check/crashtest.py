@@ -32,6 +32,8 @@ from cowfs.fs import Filesystem
 from cowfs.fs.snapshot import SnapshotInfo, Snapshots
 from cowfs.ondisk import format as f
 from cowfs.storage.commit import SealedCommit
+from cowfs.storage.device import Device
+from cowfs.storage.layers import layered
 from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Volume
 
@@ -197,23 +199,38 @@ class WatchedVolume(Volume):
         self._mark(Published(sealed.serial))
 
     def _mark(self, subject: object) -> None:
-        assert isinstance(self.device, c.RecordingDevice)
-        self.device.mark(subject)
+        layers = layered(self.device)
+        device = self.device if layers is None else layers.top
+        assert isinstance(device, c.RecordingDevice)
+        device.mark(subject)
+
+
+Layers = Callable[[Device], Device]
+"""What lies below the recorded device: makes of that the device of the volume."""
+
+
+def one_layer(device: Device) -> Device:
+    """Nothing does: the device holds a whole volume."""
+    return device
 
 
 def open_watched(
-    device: c.RecordingDevice, *, clock: Callable[[], int], volume_class: type[WatchedVolume] = WatchedVolume
+    device: c.RecordingDevice,
+    *,
+    clock: Callable[[], int],
+    volume_class: type[WatchedVolume] = WatchedVolume,
+    layers: Layers = one_layer,
 ) -> Snapshots:
     """Opens the volume on a recording device as a new process would, and marks what it finds."""
-    volume = volume_class.open(device, clock=clock)
+    volume = volume_class.open(layers(device), clock=clock)
     assert isinstance(volume, WatchedVolume)
-    device.mark(Opened(read_image(c.RecordingDevice(device.image()))))
+    device.mark(Opened(read_image(layers(c.RecordingDevice(device.image())))))
     trees = Snapshots(volume, clock=clock)
     volume.observe = lambda: observe(trees)
     return trees
 
 
-def read_image(device: c.RecordingDevice) -> TreeState:
+def read_image(device: Device) -> TreeState:
     """What is found on a device when it is opened for reading."""
     return read_trees(Snapshots(Volume.open(device, read_only=True)))
 
@@ -257,8 +274,9 @@ class Judge:
     power fails once more while they are opened for the first time. Remembers what it has seen until `forget`.
     """
 
-    def __init__(self, *, thorough_share: int = 64, recovery_share: int = 4) -> None:
+    def __init__(self, *, thorough_share: int = 64, recovery_share: int = 4, layers: Layers = one_layer) -> None:
         self.counts = Counts()
+        self.layers = layers
         self._thorough_share = thorough_share
         self._recovery_share = recovery_share
         self._verdicts: dict[bytes, Verdict] = {}
@@ -296,29 +314,30 @@ class Judge:
         return Verdict(self._found.setdefault(tree.digest, (tree, recording.base))[0])
 
     def _open(self, recording: c.RecordingDevice, *, thoroughly: bool) -> TreeState:
-        _check(recording, "")
+        device = self.layers(recording)
+        _check(device, "")
         read_only = None
         if thoroughly:
-            read_only = read_image(recording)
+            read_only = read_image(device)
             if recording.log:
                 raise CrashFailure("opening for reading writes")
-        volume = Volume.open(recording, clock=_no_clock)
+        volume = Volume.open(device, clock=_no_clock)
         trees = Snapshots(volume, clock=_no_clock)
         tree = read_trees(trees)
         if read_only is not None:
             _same(read_only, tree, "opened for writing it holds something else")
-            self._settle(trees, recording, tree)
+            self._settle(trees, device, tree)
         return tree
 
-    def _settle(self, trees: Snapshots, recording: c.RecordingDevice, tree: TreeState) -> None:
+    def _settle(self, trees: Snapshots, device: Device, tree: TreeState) -> None:
         """A clean unmount after the crash: nothing is left to be released, the space is back, both slots are alike."""
         while trees.live.release_slice() or trees.volume.reclaim_slice():
             pass
         trees.close()
-        orphans = _check(recording, "after a clean unmount: ")
+        orphans = _check(device, "after a clean unmount: ")
         if orphans and not any("no space to free" in note for note in trees.volume.notes):
             raise CrashFailure(f"{orphans} orphans were not released")
-        _same(tree, read_image(recording), "unmounted, it holds something else")
+        _same(tree, read_image(device), "unmounted, it holds something else")
 
     def _recover(self, recording: c.RecordingDevice, digest: bytes, again: Callable[[Verdict], None]) -> None:
         """The power fails again while the volume is opened (and perhaps unmounted)."""
@@ -337,7 +356,7 @@ def _no_clock() -> int:
     return NANOSECONDS
 
 
-def _check(device: c.RecordingDevice, when: str) -> int:
+def _check(device: Device, when: str) -> int:
     """Raises unless the volume is clean; the number of orphans."""
     report = check_device(device)
     if not report.clean:
@@ -414,7 +433,7 @@ def verify(
     the log behind which no power cut is tried.
     """
     rng = random.Random(f"{seed}")
-    allowed = _begin(device.base, inherited)
+    allowed = _begin(device.base, inherited, judge.layers)
     thoroughness = thoroughness or c.Thoroughness()
 
     def require(verdict: Verdict) -> None:
@@ -452,10 +471,10 @@ def allowed_states(device: c.RecordingDevice, position: int, inherited: Iterable
     return allowed.states()
 
 
-def _begin(base: bytes, inherited: Iterable[TreeState]) -> _Allowed:
+def _begin(base: bytes, inherited: Iterable[TreeState], layers: Layers = one_layer) -> _Allowed:
     """What the first image holds. Its slots name that, too: the one that counts, and the other one if it is equal."""
     device = c.RecordingDevice(base)
-    allowed = _Allowed(read_image(device), dict(enumerate(inherited, -1 << 32)))
+    allowed = _Allowed(read_image(layers(device)), dict(enumerate(inherited, -1 << 32)))
     slots = read_slots(device).valid()
     if manifest_failure(device, slots[0]):
         del slots[0]

@@ -377,7 +377,7 @@ def require_unsealed(device: Device) -> None:
         return
     if extension is not None and extension.is_sealed:
         raise ReadOnly(
-            f"{device.name} is sealed: mount it with -o ro, or on an overlay; 'cowfs unseal' allows writing again"
+            f"{device.name} is sealed: mount it with -o ro, or an overlay on it; 'cowfs unseal' allows writing again"
         )
 
 
