@@ -34,7 +34,7 @@ class Contents:
 def recognise(device: FileDevice) -> Contents:
     """Looks for the signatures of filesystems and the like. Raises DeviceError where the device cannot be read."""
     own = _recognise_qnx6(device)
-    return Contents(own) if own else _recognise_with_blkid(device.name)
+    return Contents(own) if own else recognise_with_blkid(device.name)
 
 
 def loop_devices(path: str) -> list[str]:
@@ -64,7 +64,8 @@ def _recognise_qnx6(device: FileDevice) -> str:
     return f"{kind} (UUID {UUID(bytes=slot.superblock.volume_id)})"
 
 
-def _recognise_with_blkid(path: str) -> Contents:
+def recognise_with_blkid(path: str) -> Contents:
+    """What libblkid finds; nothing, with a note, where it is not installed or fails."""
     program = shutil.which("blkid", path=f"{os.environ.get('PATH', os.defpath)}:{_ADMINISTRATORS_PATH}")
     if program is None:
         return Contents("", "blkid is not installed, so only cowfs and qnx6 volumes were looked for")

@@ -33,7 +33,7 @@ from cowfs.fs.snapshot import SnapshotInfo, Snapshots
 from cowfs.ondisk import format as f
 from cowfs.storage.commit import SealedCommit
 from cowfs.storage.device import Device
-from cowfs.storage.layers import layered
+from cowfs.storage.layers import own_device
 from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Volume
 
@@ -199,8 +199,7 @@ class WatchedVolume(Volume):
         self._mark(Published(sealed.serial))
 
     def _mark(self, subject: object) -> None:
-        layers = layered(self.device)
-        device = self.device if layers is None else layers.top
+        device = own_device(self.device)
         assert isinstance(device, c.RecordingDevice)
         device.mark(subject)
 

@@ -14,9 +14,6 @@ import logging.handlers
 import os
 import subprocess
 import sys
-import tempfile
-import time
-import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -120,6 +117,10 @@ def _open_volume(image: str, options: MountOptions) -> Volume:
 
 def _open_ephemeral(image: str, directory: str | None) -> Volume:
     """A new overlay on the volume in an image, in a file without a name: it is gone when the process ends, however that is."""
+    import tempfile
+    import time
+    import uuid
+
     from cowfs.storage.device import FileDevice
     from cowfs.storage.overlay import default_size, make_overlay, open_base, overlay_geometry
     from cowfs.storage.volume import Volume

@@ -27,7 +27,6 @@ import errno
 import fcntl
 import os
 import stat
-import tempfile
 import threading
 import time
 from array import array
@@ -578,6 +577,8 @@ def _unnamed_file(directory: str) -> int:
     except OSError as error:
         if error.errno not in (errno.EISDIR, *_NOT_SUPPORTED):
             raise
+    import tempfile  # which takes its time, and is hardly ever needed
+
     descriptor, path = tempfile.mkstemp(prefix=".cowfs-", dir=directory)
     os.unlink(path)
     return descriptor

@@ -198,6 +198,12 @@ def layered(device: Device) -> LayeredDevice | None:
     return found
 
 
+def own_device(device: Device) -> Device:
+    """The device that a volume writes to: of an overlay its own image."""
+    layers = layered(device)
+    return device if layers is None else layers.top
+
+
 def bit_runs(page: bytes | bytearray, bit: int, number: int) -> list[tuple[int, int, bool]]:
     """Bits of a bitmap's page as runs of equal value: (first bit, length, value)."""
     start, end = bit >> 3, bit + number + 7 >> 3

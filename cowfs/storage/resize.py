@@ -16,6 +16,7 @@ from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import Geometry, geometry_for_size
 from cowfs.storage.commit import SealedCommit
 from cowfs.storage.device import Device, FileDevice
+from cowfs.storage.layers import own_device
 from cowfs.storage.volume import Tier, Volume, system_capacity
 
 GROW_COST: Final = (
@@ -41,7 +42,7 @@ def check_growth(volume: Volume, geometry: Geometry) -> None:
         raise InvalidArgument(
             f"growing by {geometry.end - old.end} bytes gains nothing: it takes at least {least * old.block_size} bytes"
         )
-    device = volume.device
+    device = own_device(volume.device)
     if device.size() < geometry.end and isinstance(device, FileDevice) and device.is_block_device:
         raise NotSupported(
             f"{device.name} is a block device of {device.size()} bytes: a volume of {geometry.end} does not fit"
@@ -53,8 +54,9 @@ def reserve(device: Device, geometry: Geometry, *, preallocate: bool = False) ->
     size = device.size()
     if size < geometry.end:
         device.resize(geometry.end)
-        if preallocate and isinstance(device, FileDevice):
-            device.allocate(size)
+        own = own_device(device)
+        if preallocate and isinstance(own, FileDevice):
+            own.allocate(size)
         device.flush()
 
 

@@ -89,6 +89,9 @@ def test_every_command_reads_through_the_layers(overlay: Path, base: Path, tmp_p
     before = base.read_bytes()
     assert run("snapshot", "delete", overlay, "then")[0] == 0
     assert run("snapshot", "create", overlay, "again")[0] == 0
+    assert run("trim", overlay)[0] == 0
+    assert run("check", overlay)[0] == 0
+    assert run("ls", overlay)[1].split() == ["new", "old"]
     assert base.read_bytes() == before
 
 

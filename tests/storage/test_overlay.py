@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from cowfs.check import check_device, check_image
 from cowfs.check import problem as p
 from cowfs.check.repair import copy_device, plan_repair
-from cowfs.errors import BaseChanged, DeviceError, InvalidArgument, NoSpace, NotSupported, Unsupported
+from cowfs.errors import BaseChanged, CowfsError, DeviceError, InvalidArgument, NoSpace, NotSupported, Unsupported
 from cowfs.fs import Caller
 from cowfs.fs.snapshot import Snapshots
 from cowfs.ondisk import format as f
@@ -548,6 +549,47 @@ def test_a_copy_of_all_layers_is_a_whole_volume() -> None:
     settle(volume)
     check_image(copy)
     assert contents(copy) == files | more | most
+
+
+def test_a_base_whose_bitmap_is_damaged_is_an_error_and_no_wrong_data() -> None:
+    device = new_device()
+    fill(device, files := some_files(1))
+    overlay = new_overlay(Base.of(device))
+    fill(again(overlay), some_files(2))
+    slot = read_slots(device).newest
+    page = slot.geometry.block_offset(slot.superblock.bitmap.ptr[0])
+    device.write(page + 7, [bytes([device.read(page + 7, 1)[0] ^ 1])])
+    layers = stack(overlay.top, Base.of(device), state_of(overlay))
+    with pytest.raises(CowfsError, match="its base cannot tell where blocks lie"):
+        contents(layers)
+    report = check_device(stack(overlay.top, Base.of(device), state_of(overlay)))
+    assert not report.clean and p.BLOCK_UNREADABLE in {problem.kind for problem in report.problems}
+    with pytest.raises(CowfsError):
+        fill(stack(overlay.top, Base.of(device), state_of(overlay)), {b"more": b"x"})
+    assert (files | some_files(2)).items() == contents(again(overlay)).items()
+
+
+def test_many_threads_read_at_once() -> None:
+    """As a scrub does, beside the volume itself: the bits are the base's, whose volume is for one thread."""
+    overlay = new_overlay(base_with(some_files(1, count=30)))
+    layers = again(overlay)
+    layers.buried._page_max = 1
+    whole = again(overlay).read(0, overlay.size())
+    wrong: list[int] = []
+
+    def read(seed: int) -> None:
+        maker = random.Random(seed)
+        for _ in range(100):
+            at = maker.randrange(overlay.size() - 50_000)
+            if layers.read(at, 50_000) != whole[at : at + 50_000]:
+                wrong.append(at)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def build(superblock: f.Superblock, extension: f.Extension | None) -> tuple[bytes, bytes]:
