@@ -24,7 +24,7 @@ from benchmarks.common import BLOCK, MIB, Failed, figure, table
 from benchmarks.peers import NotMeasured, Peer, wait_until
 from benchmarks.workloads import WORKLOADS, Sizes, Stage, Workload, opened, prepare_programs, window
 
-FLUSH_CALLS = "fsync,fdatasync,sync_file_range,msync,syncfs,sync"
+FLUSH_CALLS = "fsync,fdatasync,syncfs,sync"
 FLUSH_TURNS = 3
 MEMORY = "daemon's peak memory"
 OURS = "cowfs"
@@ -192,7 +192,7 @@ def flushes(peer: Peer) -> str:
         return "unknown: there is no strace here"
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "log"
-        command = ["strace", "-f", "-qq", "-e", f"trace={FLUSH_CALLS}", "-o", str(log), "-p", str(peer.pid)]
+        command = ["strace", "-f", "-y", "-qq", "-e", f"trace={FLUSH_CALLS}", "-o", str(log), "-p", str(peer.pid)]
         tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
             wait_until(lambda: tracer.poll() is not None or _is_traced(peer.pid), "strace does not attach")
@@ -208,7 +208,9 @@ def flushes(peer: Peer) -> str:
                 tracer.wait(10)
         if not log.exists():
             return "unknown: strace may not watch it"
-        count = sum("sync(" in line or "sync_file_range(" in line for line in log.read_text().splitlines())
+        medium = str(peer.medium)
+        calls = [line for line in log.read_text(errors="replace").splitlines() if "resumed>" not in line]
+        count = sum(medium in line or " sync()" in line for line in calls)
     return f"{count / FLUSH_TURNS:.1f} flushes at each fsync" if count else "does not flush the image at fsync"
 
 

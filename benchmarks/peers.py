@@ -66,6 +66,11 @@ class Peer:
         self.process: subprocess.Popen[bytes] | None = None
         """The daemon, where it does not detach by itself."""
 
+    @property
+    def medium(self) -> Path:
+        """What the daemon has to flush, or the folder that this is in."""
+        return self.image
+
     def missing(self) -> str:
         """Why it cannot be measured here; empty where it can."""
         lacks = [program for program in self.programs if shutil.which(program) is None]
@@ -230,6 +235,10 @@ class PassthroughHp(Peer):
     def __init__(self, image: Path, mountpoint: Path) -> None:
         super().__init__(image, mountpoint)
         self._behind = mountpoint.with_name("behind-passthrough")
+
+    @property
+    def medium(self) -> Path:
+        return self._behind
 
     def missing(self) -> str:
         if not self.program:
