@@ -204,13 +204,23 @@ class OverlayState(Record):
     spent: int = at(0x3C, "I", "of the chain of base trees, so many at its head are of no use and wait to be dropped")
 
 
+@record(40)
+@dataclass(slots=True)
+class MergedState(Record):
+    """The overlay that was last merged into the volume; zeros where none was."""
+
+    uuid: bytes = at(0x00, "16s", "UUID of the overlay", default=bytes(16))
+    serial: int = at(0x10, "Q", "serial of slot 1 of the state of it that was merged")
+    checks: tuple[int, ...] = at(0x18, "4I", "state checks of its slot 1 and slot 2")
+
+
 EXTENSION_ROOTS: Final = ("checksums", "references", "snapshots", "snapshot_index", "reclaim", "settings")
 MANIFEST_OFFSET: Final = 0x400  # in the extension area
 MANIFEST_ENTRY_SIZE: Final = 8
 MANIFEST_ENTRY_MAX: Final = (EXTENSION_SIZE - MANIFEST_OFFSET - 8) // MANIFEST_ENTRY_SIZE
 
 
-@record(MANIFEST_OFFSET, spare=((0x00C, 4), (0x328, 0xD8)))
+@record(MANIFEST_OFFSET, spare=((0x00C, 4), (0x350, 0xB0)))
 @dataclass(slots=True)
 class Extension(Record):
     """The fixed part of the extension area. Offsets are bytes from its start (slot + 0x200)."""
@@ -248,6 +258,7 @@ class Extension(Record):
         0x2A8, "16I", "crc32c of the blocks that the checksum tree's top pointers name"
     )
     overlay: OverlayState = nested(0x2E8, OverlayState, "of an overlay: the layers below")
+    merged: MergedState = nested(0x328, MergedState, "the overlay that was last merged into this volume")
 
     @property
     def is_overlay(self) -> bool:

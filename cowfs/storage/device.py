@@ -353,9 +353,19 @@ class FileDevice:
         with contextlib.suppress(OSError):
             os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
 
-    def data_runs(self) -> Iterator[tuple[int, int]]:
-        """See the function of that name."""
-        at = 0
+    def room(self) -> int | None:
+        """Bytes that the filesystem below still has for the file; None for a block device. Raises DeviceError."""
+        if self._block_device:
+            return None
+        try:
+            status = os.fstatvfs(self._descriptor)
+        except OSError as error:
+            raise _failure(self.name, "find the room for it", error) from error
+        return status.f_bavail * status.f_frsize
+
+    def data_runs(self, start: int = 0) -> Iterator[tuple[int, int]]:
+        """See the function of that name; from `start` on."""
+        at = start
         while not self._block_device:
             try:
                 start = os.lseek(self._descriptor, at, os.SEEK_DATA)

@@ -14,6 +14,7 @@ Locking: the core thread only.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -37,7 +38,7 @@ from cowfs.storage.layers import BaseKey, Buried, LayeredDevice, overlay_key
 from cowfs.storage.mkvolume import DATA_HINT_SHARE, wipe, write_boot_block
 from cowfs.storage.resize import begin_larger
 from cowfs.storage.section import Section
-from cowfs.storage.superblock import Slot, SlotSet, build_slot, check_features, read_slots
+from cowfs.storage.superblock import Slot, SlotSet, build_slot, check_features, read_slots, write_slot_pointer
 from cowfs.storage.volume import TREE_COPIES_MAX, Volume
 
 BASE_CACHE_BYTES: Final = 1 << 20
@@ -121,8 +122,20 @@ def stack(top: Device, base: Device, overlay: f.OverlayState) -> LayeredDevice:
     found = slots.newest
     checks = overlay.base_checks[2 * (found.number - 1) : 2 * found.number]
     if (bytes(found.superblock.volume_id), found.checks) != (bytes(overlay.base_uuid), tuple(checks)):
+        if is_merged(read_slots(top), slots):
+            raise BaseChanged(f"{top.name} was merged into its base {base.name}: 'cowfs merge' finishes that")
         raise BaseChanged(f"{top.name}: its base {base.name} is not what it was: {_difference(overlay, found)}")
     return _over(top, base, _read(base, found.number), overlay_key(overlay))
+
+
+def is_merged(top: SlotSet, base: SlotSet) -> bool:
+    """Whether the newest state of the overlay with these slots was merged into the volume with those."""
+    extension, found = base.newest.extension, top.newest
+    if extension is None or not extension.merged.serial:
+        return False
+    merged = extension.merged
+    checks = tuple(merged.checks[2 * (found.number - 1) : 2 * found.number])
+    return (bytes(merged.uuid), checks) == (bytes(found.superblock.volume_id), found.checks)
 
 
 def _read(base: Device, slot: int) -> Volume:
@@ -250,6 +263,11 @@ def is_settled(slots: SlotSet) -> bool:
     first, second = slots.slots[1], slots.slots[2]
     if first.manifest or second.manifest or first.serial <= second.serial:
         return False
+    return same_state(first, second)
+
+
+def same_state(first: Slot, second: Slot) -> bool:
+    """Whether two slots name the same state of the same volume."""
     return _without_varying(first) == _without_varying(second)
 
 
@@ -287,48 +305,98 @@ def make_overlay(
     Without a label it has that of its base. Flushed at the end. Raises what `require_settled` does, InvalidArgument (no room,
     too many layers), DeviceError.
     """
+    volume, device = _first_state(top, base, geometry, now_ns=now_ns)
+    assert volume.extension is not None
+    volume.superblock.volume_id = uuid
+    volume.superblock.ctime = now_ns // 1_000_000_000 & 0xFFFFFFFF
+    volume.extension.format_time = max(now_ns, 0)
+    volume.extension.label = label or volume.extension.label
+    wipe(top, geometry)
+    _begin(volume, geometry)
+    volume.settle()
+    write_boot_block(top, geometry, _base_name(path, 1))
+    return device
+
+
+def renew_overlay(top: Device, base: Device, *, now_ns: int) -> LayeredDevice:
+    """Makes the overlay on `top`, whose contents nobody needs any more, an empty one on what `base` holds now.
+
+    Name, label and size stay; where that leaves no room, it becomes as large as mkcowfs would make it. What it held is
+    discarded first; until the first new slot is written it is the old overlay by its slots. Raises what `make_overlay` does.
+    """
+    slots = read_slots(top)
+    old = slots.newest
+    assert old.extension is not None
+    sizes = [old.geometry]
+    if not (isinstance(top, FileDevice) and top.is_block_device):
+        sizes.append(overlay_geometry(base, max(default_size(base), old.geometry.end)))
+    with contextlib.suppress(NotSupported):  # then it is what lies below as well, and harmless
+        top.discard(old.geometry.data_start, old.geometry.slot_offsets[1] - old.geometry.data_start)
+    top.flush()
+    while True:
+        geometry = sizes.pop(0)
+        try:
+            overlay_geometry(base, geometry.end)
+            volume, device = _first_state(top, base, geometry, now_ns=now_ns)
+            assert volume.extension is not None
+            volume.superblock.volume_id, volume.superblock.ctime = old.superblock.volume_id, old.superblock.ctime
+            volume.extension.format_time, volume.extension.label = old.extension.format_time, old.extension.label
+            volume.newest_slot, volume.serial = old.number, slots.serial_max
+            if top.size() < geometry.end:
+                top.resize(geometry.end)
+                top.flush()
+            _begin(volume, geometry)
+            break
+        except InvalidArgument:
+            if not sizes:
+                raise
+    volume.commit(complete=True)
+    write_slot_pointer(top, geometry)
+    top.flush()
+    volume.settle()
+    return device
+
+
+def _first_state(top: Device, base: Device, geometry: Geometry, *, now_ns: int) -> tuple[Volume, LayeredDevice]:
+    """The volume that an overlay begins with, nothing of which is written: that of the base, as large as that one."""
     slots = require_settled(base)
     first, second = slots.slots[1], slots.slots[2]
     below = _read(base, first.number)
     assert below.extension is not None
     extension = f.Extension.unpack(below.extension.pack())
     superblock = f.Superblock.unpack(below.superblock.pack())
-    old, grown = below.geometry, geometry.num_blocks - below.geometry.num_blocks
     lower = extension.overlay
     if lower.depth >= f.LAYERS_MAX:
         raise InvalidArgument(f"{base.name} has {lower.depth} layers below it: no more are possible")
-    under_slot = min(grown, -(-f.SLOT_AREA_SIZE // old.block_size))
     overlay = f.OverlayState(
         base_uuid=bytes(superblock.volume_id),
         base_serial=first.serial,
         base_checks=(*first.checks, *second.checks),
-        base_blocks=old.num_blocks,
+        base_blocks=below.geometry.num_blocks,
         buried_free=lower.buried_free,
         buried_system=extension.system_blocks,
         base_snapshot=lower.base_snapshot,
         depth=lower.depth + 1,
+        spent=lower.spent,
     )
     extension.overlay = overlay
+    extension.merged = f.MergedState()
+    extension.resizing = 0
     extension.incompatible |= f.INCOMPATIBLE_OVERLAY
     extension.read_only_compatible &= ~f.READ_ONLY_COMPATIBLE_SEALED
-    extension.format_time = max(now_ns, 0)
-    extension.label = label or extension.label
-    superblock.magic, superblock.volume_id = f.OVERLAY_MAGIC, uuid
-    superblock.ctime = now_ns // 1_000_000_000 & 0xFFFFFFFF
-    wipe(top, geometry)
+    superblock.magic = f.OVERLAY_MAGIC
     device = _over(top, base, below, overlay_key(overlay))
-    volume = Volume(device, Slot(1, old, superblock, extension), read_only_reason="")
+    volume = Volume(device, Slot(1, below.geometry, superblock, extension), read_only_reason="")
     volume.clock = lambda: now_ns
-    _begin(volume, geometry, under_slot)
-    write_boot_block(top, geometry, _base_name(path, 1))
-    return device
+    return volume, device
 
 
-def _begin(volume: Volume, geometry: Geometry, under_slot: int) -> None:
-    """The first commits of an overlay: the base's tree is kept, and the volume has as many blocks as it should."""
+def _begin(volume: Volume, geometry: Geometry) -> None:
+    """What the first commit of an overlay has: the base's tree is kept, and the volume has as many blocks as it should."""
     extension, spacemap, old = volume.extension, volume.spacemap, volume.geometry
     assert extension is not None and spacemap is not None
     if geometry.num_blocks > old.num_blocks:
+        under_slot = min(geometry.num_blocks - old.num_blocks, -(-f.SLOT_AREA_SIZE // old.block_size))
         begin_larger(volume, geometry)
         # Behind all that is buried: a search never passes through the pages of a full base.
         start = old.num_blocks + under_slot
@@ -341,8 +409,9 @@ def _begin(volume: Volume, geometry: Geometry, under_slot: int) -> None:
             f"an overlay of {size} bytes has no room beside what its base uses: give it a larger --size"
         )
     with volume.operation():
+        while extension.overlay.spent:  # of the base, which was not opened for writing since it is a copy of layers
+            volume.forest.drop_spent_base()
         volume.forest.keep_base(max(volume.clock(), 0))
-    volume.settle()
 
 
 # --- copies of all layers ---

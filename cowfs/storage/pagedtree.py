@@ -254,6 +254,31 @@ class PagedTree:
                 if level:
                     pending.extend((level - 1, index * self.fanout + i) for i in range(self.fanout))
 
+    def changed(self, older: PagedTree) -> Iterator[Key]:
+        """What an older committed state of the same tree has elsewhere, or one of the two not at all: nodes, then pages.
+
+        A node before what is below it; what both share is passed over whole. Raises Corrupt, DeviceError.
+        """
+        pending = [(self.levels, i) for i in reversed(range(f.POINTER_COUNT))]
+        while pending:
+            key = pending.pop()
+            level, index = key
+            same = older.block_at(key) == self.block_at(key)
+            if same and (level <= older.levels or index):  # else all of the older one lies below
+                continue
+            if not same:
+                yield key
+            if level:
+                pending.extend((level - 1, index * self.fanout + i) for i in reversed(range(self.fanout)))
+
+    def block_at(self, key: Key) -> int | None:
+        """The block of a page or node; None for a hole, and where the tree does not reach."""
+        level, index = key
+        if level > self.levels or index >= f.POINTER_COUNT * self.fanout ** (self.levels - level):
+            return None
+        block = self._pointer(key)
+        return None if self._is_hole(block, level) else block
+
     # --- commit ---
 
     def place(self, allocate: Callable[[], int], free: Callable[[int], None]) -> None:
