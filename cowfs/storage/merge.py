@@ -30,7 +30,7 @@ from cowfs.errors import Corrupt, DeviceError, InvalidArgument, NoSpace, NotSupp
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
 from cowfs.ondisk.geometry import Geometry
-from cowfs.ondisk.slots import with_resizing
+from cowfs.ondisk.slots import state_checks, with_resizing
 from cowfs.storage.commit import SlotMove
 from cowfs.storage.device import Device, FileDevice
 from cowfs.storage.layers import Buried, LayeredDevice, bit_runs
@@ -88,7 +88,7 @@ def merge(top: Device, base: Device, *, now_ns: int, progress: Progress = lambda
     assert found.newest.extension is not None
     own = _Own(stack(top, base, found.newest.extension.overlay), read_only=False)
     own.volume.settle()
-    slots = _make_alike(base)
+    slots = _make_alike(base, own.volume)
     geometry = own.volume.geometry
     grows = geometry.num_blocks > slots.newest.geometry.num_blocks
     if grows:
@@ -234,18 +234,29 @@ def _require_room(file: FileDevice, own: _Own, size: int) -> None:
 # --- the slots of the base ---
 
 
-def _make_alike(base: Device) -> SlotSet:
-    """Both slots of the base name the state that the newest one names: a torn or rotten one is written anew. Flushes."""
+def _make_alike(base: Device, overlay: Volume) -> SlotSet:
+    """Both slots of the base name the state that the newest one names: a torn or rotten one is written anew. Flushes.
+
+    What is written cannot be what was there, to the byte. So the overlay is told first: should the slot that it knows be torn
+    later, it knows the other one.
+    """
     slots = read_slots(base)
     newest = slots.newest
     mend_slot_pointer(base, slots, newest)
-    other = slots.slots.get(3 - newest.number)
+    number = 3 - newest.number
+    other = slots.slots.get(number)
     if other is None or other.manifest or not same_state(newest, other):
-        # Of a lower serial, so that the newest one stays it: overlays know the state by its checks.
         superblock, extension = _copies(newest)
-        superblock.serial = max(newest.serial - 1, 0)
+        superblock.serial = max(newest.serial - 1, 0)  # so that the newest one stays it
         record, area = build_slot(superblock, extension, ())
-        base.write(newest.geometry.slot_offsets[2 - newest.number], [record, area])
+        assert overlay.extension is not None and overlay.tx is not None
+        state = overlay.extension.overlay
+        checks = [state.base_checks[:2], state.base_checks[2:]]
+        checks[number - 1] = state_checks(record + area)
+        state.base_checks = (*checks[0], *checks[1])
+        overlay.tx.changes += 1
+        overlay.settle()
+        base.write(newest.geometry.slot_offsets[number - 1], [record, area])
     base.flush()
     return read_slots(base)
 

@@ -43,7 +43,7 @@ from cowfs.storage.volume import TREE_COPIES_MAX, Volume
 
 BASE_CACHE_BYTES: Final = 1 << 20
 """What is kept of each system tree of a base; the bits made of it are kept by `Buried`."""
-_VARYING: Final = ("magic", "checksum", "serial", "atime", "anchor", "commit_time", "read_only_compatible")
+_VARYING: Final = ("magic", "checksum", "serial", "atime", "anchor", "commit_time", "read_only_compatible", "resizing")
 _VARYING_HINTS: Final = ("data_hint", "metadata_hint")
 
 
@@ -327,16 +327,20 @@ def renew_overlay(top: Device, base: Device, *, now_ns: int) -> LayeredDevice:
     slots = read_slots(top)
     old = slots.newest
     assert old.extension is not None
-    sizes = [old.geometry]
-    if not (isinstance(top, FileDevice) and top.is_block_device):
-        sizes.append(overlay_geometry(base, max(default_size(base), old.geometry.end)))
+    block_size, least = old.geometry.block_size, read_slots(base).newest.geometry.num_blocks
+    usual = Geometry(block_size, min(max(2 * least, old.geometry.num_blocks), f.BLOCK_COUNT_MAX))
+    fixed = isinstance(top, FileDevice) and top.is_block_device
+    sizes = [
+        size for size in (old.geometry, usual) if size.num_blocks >= least and (size.end <= top.size() or not fixed)
+    ]
+    if not sizes:
+        raise InvalidArgument(f"{top.name} is smaller than {base.name}, which it cannot be an overlay on")
     with contextlib.suppress(NotSupported):  # then it is what lies below as well, and harmless
         top.discard(old.geometry.data_start, old.geometry.slot_offsets[1] - old.geometry.data_start)
     top.flush()
     while True:
         geometry = sizes.pop(0)
         try:
-            overlay_geometry(base, geometry.end)
             volume, device = _first_state(top, base, geometry, now_ns=now_ns)
             assert volume.extension is not None
             volume.superblock.volume_id, volume.superblock.ctime = old.superblock.volume_id, old.superblock.ctime
@@ -350,9 +354,14 @@ def renew_overlay(top: Device, base: Device, *, now_ns: int) -> LayeredDevice:
         except InvalidArgument:
             if not sizes:
                 raise
-    volume.commit(complete=True)
-    write_slot_pointer(top, geometry)
-    top.flush()
+    if geometry != old.geometry:  # slot 2 moves, where slot 1 does not lead yet (I40)
+        assert volume.tx is not None
+        volume.extension.resizing = 1
+        volume.commit(complete=True)
+        write_slot_pointer(top, geometry)
+        top.flush()
+        volume.extension.resizing = 0
+        volume.tx.changes += 1
     volume.settle()
     return device
 
