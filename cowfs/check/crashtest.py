@@ -5,7 +5,7 @@ what was published. `verify` goes through the log, makes the images (`crashdevic
 it must pass the checker, open for reading and for writing without repair, and hold exactly one state:
 
 - the one published last, or one sealed after that; never a mixture, never anything older;
-- if the newest slot is lost besides, the state of the other slot, as long as that slot is there (I2);
+- if the newest slot is lost besides, the state of the other slot, as long as that slot is there (I2), or one sealed later;
 - after another power cut during the first opening, again one of these. (Not always the same one: the opening's own commit
   may, half written, make a slot whole that was torn. Nothing was built on the older state until that commit is durable.)
 
@@ -510,4 +510,6 @@ def _second_chance(cut: c.Cut, judge: Judge, allowed: _Allowed) -> None:
     verdict = judge.look(lost)
     if verdict.tree is None:
         raise CrashFailure(verdict.problem)
+    if any(verdict.tree.digest == state.digest for state in allowed.sealed.values()):
+        return  # a slot that no other leads to yet: written in full before slot 2 moves there
     _same(wanted, verdict.tree, f"commit {slots[1].superblock.serial} holds something else")
