@@ -192,7 +192,7 @@ def _check_overlay_options(options: MountOptions) -> None:
         other = (options.base, options.offset, options.partition, options.superblock)
         if options.read_only or any(value is not None for value in other):
             raise InvalidArgument(
-                "ephemeral is for writing, on a whole base: without ro, base=, offset=, partition=, superblock="
+                "ephemeral is for writing, on a whole image: without ro, base=, offset=, partition= and superblock="
             )
     elif options.ephemeral_dir is not None:
         raise InvalidArgument("ephemeral_dir= goes with ephemeral")

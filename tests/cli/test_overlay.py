@@ -11,7 +11,7 @@ import pytest
 from support import Run
 
 from cowfs.check import check_image
-from cowfs.errors import CowfsError
+from cowfs.errors import Busy, CowfsError
 from cowfs.fs import Caller
 from cowfs.fs.snapshot import Snapshots
 from cowfs.ondisk import format as f
@@ -213,6 +213,18 @@ def test_a_base_that_was_written_is_refused(overlay: Path, base: Path, run: Run)
     code, _, said = run("ls", overlay)
     assert code == 1 and "is not what it was: it was written since (its serial moved from" in said
     assert run("check", overlay)[0] == 8
+
+
+def test_an_overlay_in_use_keeps_writers_from_its_base_and_nobody_else(overlay: Path, base: Path) -> None:
+    layers = open_layers(FileDevice.open(overlay, read_only=False))
+    writer, reader = FileDevice.open(base, read_only=False), FileDevice.open(base, read_only=True)
+    reader.lock(exclusive=False)
+    reader.close()
+    with pytest.raises(Busy):
+        writer.lock(exclusive=True)
+    layers.close()
+    writer.lock(exclusive=True)
+    writer.close()
 
 
 def test_a_sealed_base_is_never_written(

@@ -147,3 +147,27 @@ def test_any_path_survives_libfuses_parser() -> None:
     assert escaped("/a,b\\c") == r"/a\054b\134c"
     assert escaped("/\N{SNOWMAN}") == r"/\342\230\203"
     assert escaped("/\udcff") == r"/\377"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        MountOptions(base="/a, b=\\c\n/base.img"),
+        MountOptions(ephemeral=True),
+        MountOptions(ephemeral=True, ephemeral_dir="/with space, and more"),
+    ],
+)
+def test_options_of_overlays_survive_being_words(options: MountOptions) -> None:
+    assert parse([",".join(options.words())]) == options
+    assert parse([], base=options.base, ephemeral=options.ephemeral, ephemeral_dir=options.ephemeral_dir) == options
+
+
+@pytest.mark.parametrize("word", ["ro", "base=/x", "ro,superblock=1", "ro,offset=512", "ro,partition=1"])
+def test_what_cannot_be_ephemeral(word: str) -> None:
+    with pytest.raises(InvalidArgument, match="ephemeral is for writing, on a whole image"):
+        parse([word], ephemeral=True)
+
+
+def test_a_directory_for_what_is_not_ephemeral_is_a_mistake() -> None:
+    with pytest.raises(InvalidArgument, match="goes with ephemeral"):
+        parse(["ephemeral_dir=/x"])
