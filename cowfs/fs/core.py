@@ -208,6 +208,7 @@ class Core:
     def _admit(self, blocks: int, tier: Tier = Tier.WRITE) -> None:
         """As `Volume.admit`, for a change of this tree. Raises SpaceShort, NoSpace.
 
+        Many changed inodes are written back into their leaves here and not all in a seal, while which nothing else runs.
         What a seal may need for a clone is set aside only while the clone is being changed, and so it is asked for here:
         looking at many clones of a full volume must not take the room from what frees some.
         """
@@ -222,6 +223,9 @@ class Core:
             raise
         finally:
             self._admitting = False
+        if self.inodes.crowded:
+            self.inodes.write_back()
+            self.volume.operation().restart()
 
     def _note_change(self) -> None:
         self._changed_at = self.volume.seals

@@ -33,6 +33,7 @@ from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Volume
 
 INODE_CACHE_MAX: Final = 32768  # clean inodes kept in memory
+DIRTY_INODES_MAX: Final = 512  # changed ones that an operation may find waiting: what a seal has to write back at once
 INODES_MAX: Final = f.INODE_COUNT_MAX  # inode numbers are 32 bits
 NEVER: Final = -1  # an epoch that does not exist
 
@@ -373,6 +374,11 @@ class InodeTable:
         for inode in self._late_atimes.values():
             self.cached.pop(inode.number, None)
         self._late_atimes.clear()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many changed inodes wait to be written back that a seal would take long."""
+        return len(self._dirty) > DIRTY_INODES_MAX
 
     def write_back(self) -> None:
         """Puts every changed inode into its leaf, and with it the late access times of its neighbours."""

@@ -176,9 +176,11 @@ class Sealer:
         for tree in volume.system_trees:
             if tree is not volume.checksums:
                 blocks.update(tree.take_contents())
-        sums = {block: crc32c(data) for block, data in blocks.items()}
-        for block, value in sums.items():
-            volume.checksums.set(block, value)
+        sums: dict[int, int] = {}
+        for first, pieces in contiguous(blocks):
+            values = [crc32c(piece) for piece in pieces]
+            volume.checksums.set_run(first, values)
+            sums.update(enumerate(values, first))
         for block, data in volume.checksums.take_contents():
             blocks[block] = data
             sums[block] = crc32c(data)

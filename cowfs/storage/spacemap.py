@@ -35,6 +35,8 @@ from cowfs.storage.layers import Buried, bit_runs
 from cowfs.storage.pagedtree import ChecksumTree, PagedTree
 
 _NOT_FULL: Final = re.compile(rb"[^\xff]")
+_ROOM: Final = bytes(2)  # 16 free blocks: what a small commit writes beside its data
+_ROOM_SEARCH_BYTES: Final = 1024  # how far it is looked for: further, metadata would lie all over the volume
 _STRETCH_BYTES: Final = 256
 _FULL_STRETCH: Final = b"\xff" * _STRETCH_BYTES  # passed over at once
 _LOWEST_ZERO: Final = bytes(next((bit for bit in range(8) if not byte >> bit & 1), 8) for byte in range(256))
@@ -465,13 +467,34 @@ class SpaceMap:
 
     def release(self, freed: Freed) -> None:
         """Makes the blocks of a generation's `Freed` available: the generation after it is durable (I2)."""
+        lowest: dict[int, int] = {}  # by page: after overwriting at random there are very many runs
         for start, count in freed.runs:
             for index, bit, number in self._split(start, count):
                 page = self._page(index)
                 _clear_bits(page.busy, bit, number)
                 page.held -= number
-                self._opened(index, index * self._page_bits + bit)
+                if bit < lowest.get(index, self._page_bits):
+                    lowest[index] = bit
+        for index, bit in lowest.items():
+            self._opened(index, index * self._page_bits + bit)
         self.held -= freed.count
+        self._find_room()
+
+    def _find_room(self) -> None:
+        """Moves the hint for metadata to the next place with room for a small commit, so that it is one run on the device.
+
+        Never from before the file data to behind it, where it would be in the way of more.
+        """
+        hint = self.metadata_hint
+        index, bit = divmod(hint, self._page_bits)
+        page = self._pages.get(index)
+        at = bit + 7 >> 3
+        end = at + _ROOM_SEARCH_BYTES
+        if hint < self.data_hint:
+            end = min(end, (self.data_hint - index * self._page_bits) >> 3)
+        found = -1 if page is None else page.busy.find(_ROOM, at, end)
+        if found >= 0:
+            self.metadata_hint = index * self._page_bits + found * 8
 
     # --- giving back to the medium ---
 

@@ -62,7 +62,9 @@ MARGIN_MIN: Final = 12  # blocks that one tier leaves to the next: the tree copi
 MARGIN_MAX: Final = 48
 TREE_COPIES_MAX: Final = 3  # margins; an estimate above this is for data as well
 HOOK_BLOCKS: Final = 16  # what one hook of `before_seal` may allocate at most
-WANTS_COMMIT_BYTES: Final = 16 << 20  # dirty metadata after which a commit should begin
+WANTS_COMMIT_BYTES: Final = (
+    8 << 20
+)  # dirty metadata after which a commit should begin: sealing so much takes some 10 ms
 MUST_WAIT_BYTES: Final = 48 << 20  # dirty metadata after which writers should wait for it
 SEALED: Final = "the volume is sealed: 'cowfs unseal' allows writing again"
 FREED_RUN_BYTES: Final = 128  # what remembering a run of freed blocks takes, about

@@ -473,3 +473,34 @@ def use(opened: Callable[[MemoryDevice], Filesystem], device: MemoryDevice) -> N
                         pending.append(number)
         except CowfsError:
             continue
+
+
+# --- how long a seal takes ---
+
+
+def test_a_seal_has_few_inodes_to_write_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else runs while a generation is sealed, so changed inodes do not pile up until then."""
+    monkeypatch.setattr(module, "DIRTY_INODES_MAX", 50)
+    stored = 0
+    original = module.InodeTable._store
+
+    def store(self: module.InodeTable, *arguments: Any) -> None:
+        nonlocal stored
+        stored += 1
+        original(self, *arguments)
+
+    monkeypatch.setattr(module.InodeTable, "_store", store)
+    device = new_device(64 * MIB)
+    with filesystem_on(device) as filesystem:
+        numbers = [create(filesystem, b"%d" % number) for number in range(1000)]
+        for number in numbers:
+            filesystem.write(number, 0, b"%d" % number)
+            filesystem.setattr(number, mode=0o600)
+        before = stored
+        filesystem.volume.commit()
+        assert stored - before < 60
+        assert before < 4000, "each is written back about once for each round over all of them"
+    filesystem = open_filesystem(device, read_only=True)
+    for number in numbers:
+        assert filesystem.read(number, 0, 100) == b"%d" % number
+        assert stat.S_IMODE(filesystem.getattr(number).mode) == 0o600
