@@ -20,9 +20,9 @@ from cowfs.fuse import daemon
     "words",
     metavar="OPTIONS",
     multiple=True,
-    help="ro, rw, commit=SECONDS, noxattr, nowriteback, allow_other, noatime, relatime, strictatime, sync, discard, "
-    "superblock=1|2, snapshot=NAME, offset=BYTES, partition=N, base=PATH, ephemeral, ephemeral_dir=DIR, log=FILE, and "
-    "mount(8)'s generic ones.",
+    help="ro, rw, commit=SECONDS, cache=MIB, noxattr, nowriteback, allow_other, noatime, relatime, strictatime, sync, "
+    "discard, superblock=1|2, snapshot=NAME, offset=BYTES, partition=N, base=PATH, ephemeral, ephemeral_dir=DIR, log=FILE, "
+    "and mount(8)'s generic ones.",
 )
 @click.option("--foreground", is_flag=True, help="Serve until it is unmounted; log to standard error.")
 @click.option("--log", metavar="FILE", type=click.Path(readable=False), help="Log to FILE instead of syslog.")

@@ -32,7 +32,8 @@ from cowfs.storage.blocktree import Root, WritableRoot
 from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Volume
 
-INODE_CACHE_MAX: Final = 32768  # clean inodes kept in memory
+INODE_CACHE_MAX: Final = 1 << 20  # clean inodes kept in memory, however much there is
+INODE_BYTES: Final = 1536  # of the memory for clean metadata, for each inode kept: they may take two thirds of it
 DIRTY_INODES_MAX: Final = 512  # changed ones that an operation may find waiting: what a seal has to write back at once
 INODES_MAX: Final = f.INODE_COUNT_MAX  # inode numbers are 32 bits
 NEVER: Final = -1  # an epoch that does not exist
@@ -137,7 +138,8 @@ class InodeTable:
         self._late_atimes: dict[int, Inode] = {}
         self._prepared: list[int | None] = []
         self.on_change: Callable[[], None] = lambda: None  # something will have to be written back
-        self._trim_at = INODE_CACHE_MAX  # number of cached inodes at which some are forgotten
+        self._kept_max = min(INODE_CACHE_MAX, volume.cache_bytes // INODE_BYTES)
+        self._trim_at = self._kept_max  # number of cached inodes at which some are forgotten
         if tree.num_inodes * f.INODE_SIZE > tree.inodes.size:
             raise Corrupt("inode file", wanted=f"{tree.num_inodes} inodes", found=f"{tree.inodes.size} bytes")
         leaves = tree.num_inodes // self._per_leaf
@@ -253,7 +255,7 @@ class InodeTable:
 
     def _trim(self) -> None:
         """Forgets inodes that were read longest ago, but nothing that still has to be written."""
-        excess = len(self.cached) - INODE_CACHE_MAX * 3 // 4
+        excess = len(self.cached) - self._kept_max * 3 // 4
         for number in list(self.cached):
             if number not in self._dirty and number not in self._late_atimes:
                 del self.cached[number]
@@ -261,7 +263,7 @@ class InodeTable:
                 if excess <= 0:
                     break
         # Where most of them wait to be written, looking again at once would find no more.
-        self._trim_at = max(INODE_CACHE_MAX, len(self.cached) * 5 // 4)
+        self._trim_at = max(self._kept_max, len(self.cached) * 5 // 4)
 
     # --- changing ---
 
@@ -398,8 +400,8 @@ class InodeTable:
                 inode.epoch = NEVER
                 inode.token = None
         self._dirty.clear()
-        self._trim_at = INODE_CACHE_MAX
-        if len(self.cached) > INODE_CACHE_MAX:
+        self._trim_at = self._kept_max
+        if len(self.cached) > self._kept_max:
             self._trim()
         self.tree.inode_hint = self._free.hint * self._per_leaf + 1
 

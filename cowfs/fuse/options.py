@@ -23,6 +23,9 @@ from cowfs.fs.attributes import AtimeMode
 COMMIT_SECONDS_DEFAULT = 10.0
 COMMIT_SECONDS_MIN = 0.01
 COMMIT_SECONDS_MAX = 86_400.0
+CACHE_MEBIBYTES_DEFAULT = 48
+CACHE_MEBIBYTES_MIN = 1
+CACHE_MEBIBYTES_MAX = 1 << 20
 _WORD: Final = re.compile(r"(?:[^,\\]|\\.|\\\Z)*", re.DOTALL)
 _ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2}|.?)", re.DOTALL)
 _SPECIAL: Final = re.compile(r"[,\\\s]")
@@ -34,6 +37,8 @@ class MountOptions:
 
     read_only: bool = False
     commit_seconds: float = COMMIT_SECONDS_DEFAULT
+    cache_mebibytes: int = CACHE_MEBIBYTES_DEFAULT
+    """How much metadata the daemon keeps in memory, about, besides what waits for a commit."""
     xattrs: bool = True
     writeback: bool = True
     allow_other: bool = False
@@ -68,6 +73,8 @@ class MountOptions:
         words = ["ro" if self.read_only else "rw"]
         if self.commit_seconds != COMMIT_SECONDS_DEFAULT:
             words.append(f"commit={self.commit_seconds:g}")
+        if self.cache_mebibytes != CACHE_MEBIBYTES_DEFAULT:
+            words.append(f"cache={self.cache_mebibytes}")
         if not self.xattrs:
             words.append("noxattr")
         if not self.writeback:
@@ -167,6 +174,8 @@ def parse(
             kernel.add(word)
         elif name == "commit" and equals:
             values["commit_seconds"] = _seconds(value)
+        elif name == "cache" and equals:
+            values["cache_mebibytes"] = _mebibytes(value)
         elif name == "superblock" and equals:
             values["superblock"] = superblock_number(value)
         elif name in ("offset", "partition") and equals:
@@ -230,6 +239,13 @@ def _number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise InvalidArgument(f"{name}= wants a number, not '{text}'")
     return int(text)
+
+
+def _mebibytes(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+    if not CACHE_MEBIBYTES_MIN <= number <= CACHE_MEBIBYTES_MAX:
+        raise InvalidArgument(f"cache= wants MiB from {CACHE_MEBIBYTES_MIN} to {CACHE_MEBIBYTES_MAX}, not '{text}'")
+    return number
 
 
 def _seconds(text: str) -> float:

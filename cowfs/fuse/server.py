@@ -67,6 +67,7 @@ class Server:
     def __init__(
         self, volume: Volume, mountpoint: str, options: MountOptions, on_ready: Callable[[], None] | None
     ) -> None:
+        volume.limit_caches(options.cache_mebibytes << 20)
         self._snapshots: Snapshots | None = None
         if volume.foreign:
             foreign = Filesystem(volume, atime=options.atime)

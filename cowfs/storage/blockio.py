@@ -185,6 +185,12 @@ class BlockStore:
             self._write_now(start, pieces)
         self.dirty_data = {}
 
+    def limit_cache(self, size: int) -> None:
+        """Keeps no more than `size` bytes of clean metadata from now on."""
+        self._cache_max = max(64, size // self.block_size)
+        while len(self._cache) > self._cache_max:
+            del self._cache[next(iter(self._cache))]
+
     def forget(self, block: int) -> None:
         """The block was freed: whatever memory holds of it is void."""
         self.dirty.pop(block, None)

@@ -354,8 +354,7 @@ class PagedTree:
 
     def limit_cache(self, size: int) -> None:
         """Keeps no more than `size` bytes of clean pages, and of nodes, from now on."""
-        self._page_max = min(self._page_max, max(16, size // self.page_size))
-        self._node_max = min(self._node_max, max(16, size // self.page_size))
+        self._page_max = self._node_max = max(16, size // self.page_size)
 
     def forget(self, index: int) -> None:
         """A clean page leaves memory; what was changed stays."""

@@ -67,6 +67,7 @@ WANTS_COMMIT_BYTES: Final = (
 )  # dirty metadata after which a commit should begin: sealing so much takes some 10 ms
 MUST_WAIT_BYTES: Final = 48 << 20  # dirty metadata after which writers should wait for it
 SEALED: Final = "the volume is sealed: 'cowfs unseal' allows writing again"
+CACHE_BYTES_DEFAULT: Final = 48 << 20  # clean metadata in memory, about
 FREED_RUN_BYTES: Final = 128  # what remembering a run of freed blocks takes, about
 
 
@@ -153,6 +154,8 @@ class Volume:
         self.commits = 0
         self.seals = 0
         self.store = BlockStore(device, slot.geometry)
+        self.cache_bytes = CACHE_BYTES_DEFAULT
+        """What `limit_caches` was told; whoever keeps something for each inode looks at it, too."""
         layers = layered(device)
         self.buried: Buried | None = None if layers is None else layers.buried
         zero = slot.extension.zero_blocks if slot.extension else ()
@@ -328,6 +331,13 @@ class Volume:
     def operation(self) -> Operation:
         """To stand around one change, in a `with` statement."""
         return self._operation
+
+    def limit_caches(self, size: int) -> None:
+        """Keeps about `size` bytes of clean metadata in memory at most, inodes included, from now on."""
+        self.cache_bytes = size
+        self.store.limit_cache(size * 3 // 8)
+        for tree in self.system_trees:  # only that of checksums, and of references, ever has so much
+            tree.limit_cache(size // 8)
 
     def token(self, root: Root) -> WritableRoot:
         """See BlockTrees.token."""

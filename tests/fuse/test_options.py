@@ -23,6 +23,7 @@ def test_without_words_the_defaults_hold() -> None:
         ("ro", MountOptions(read_only=True)),
         ("ro,rw", MountOptions()),
         ("commit=0.5", MountOptions(commit_seconds=0.5)),
+        ("cache=200", MountOptions(cache_mebibytes=200)),
         ("noxattr", MountOptions(xattrs=False)),
         ("nowriteback", MountOptions(writeback=False)),
         ("allow_other", MountOptions(allow_other=True)),
@@ -60,6 +61,11 @@ def test_log_and_superblock_may_come_by_themselves() -> None:
         ("commit", "unknown mount option 'commit'"),
         ("commit=", "commit= wants seconds"),
         ("commit=-1", "commit= wants seconds"),
+        ("cache=0", "cache= wants MiB from 1 to 1048576, not '0'"),
+        ("cache=-1", "cache= wants MiB"),
+        ("cache=", "cache= wants MiB"),
+        ("cache=1e3", "cache= wants MiB"),
+        ("cache=9999999999", "cache= wants MiB"),
         ("commit=0", "commit= wants seconds"),
         ("commit=nan", "commit= wants seconds"),
         ("commit=1e9", "commit= wants seconds"),
@@ -79,7 +85,7 @@ def test_a_wrong_word_is_refused_in_one_line(words: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["", "ro,superblock=1", "commit=0.25,sync,noxattr", "nowriteback,allow_other,noatime,noexec,suid"]
+    "words", ["", "ro,superblock=1", "commit=0.25,cache=7,sync,noxattr", "nowriteback,allow_other,noatime,noexec,suid"]
 )
 def test_words_give_the_same_options_again(words: str) -> None:
     options = parse([words])

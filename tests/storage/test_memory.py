@@ -89,6 +89,31 @@ def test_everything_works_with_the_smallest_caches(block_size: int, seed: int) -
     files.close()
 
 
+def test_who_opens_decides_how_much_is_kept() -> None:
+    """Smaller or larger than usual, and at once."""
+    files = PlainFiles(Volume.open(new_device(256 * MIB, 512)), inode_leaves=100)
+    number = files.create()
+    store = files.volume.store
+
+    def use_all() -> int:
+        for step in range(1000):
+            files.write(number, step * 64 * 512 * 2, b"x")
+            if step % 250 == 0:
+                files.volume.commit()
+        files.volume.commit()
+        assert_bounds(files)
+        assert max(len(tree._pages) for tree in files.volume.system_trees) <= files.volume.cache_bytes // 8 // 512
+        return len(store._cache)
+
+    files.volume.limit_caches(256 << 10)
+    assert use_all() == (256 << 10) * 3 // 8 // 512
+    files.volume.limit_caches(8 << 20)
+    assert use_all() > 500
+    files.volume.limit_caches(64 << 10)
+    assert len(store._cache) == 64
+    files.check()
+
+
 def test_many_small_pieces_do_not_wait_for_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of blocks, each in place a second time: after what has been written out early, too."""
     monkeypatch.setattr(blockio, "SPILL_BYTES", 64 * 4096)
