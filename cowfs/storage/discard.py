@@ -115,6 +115,8 @@ class Discards:
 
     def next(self) -> Runs:
         """What to give back now. `done` has to follow."""
+        if self._volume.read_only:  # nothing is written any more (I11)
+            self.cancel()
         room = max(1, SLICE_BYTES // self._volume.geometry.block_size)
         runs: Runs = []
         while self._waiting and (not runs or self._waiting[0][1] <= room):

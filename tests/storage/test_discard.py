@@ -220,6 +220,21 @@ def test_freed_runs_are_given_back_when_they_may_be_reused() -> None:
     assert_sound(device)
 
 
+def test_nothing_goes_back_after_a_failure() -> None:
+    """What turned read-only writes nothing, and a punch is a write."""
+    device, filesystem, discards = discarding()
+    volume = filesystem.volume
+    make(filesystem, b"file", b"x" * MIB)
+    filesystem.sync()
+    filesystem.unlink(f.ROOT_INODE, b"file")
+    volume.commit()
+    volume.commit(complete=True)
+    assert discards.waiting
+    volume.latch(DeviceError("broken"))
+    volume.close()
+    assert not discards.waiting and not device.discarded
+
+
 def test_who_needs_space_does_not_wait_for_the_medium() -> None:
     device, filesystem, discards = discarding()
     volume = filesystem.volume
