@@ -190,8 +190,8 @@ class _Walk(abc.ABC):
         """Whether to go on below a block, which has so many extra parents."""
 
     @abc.abstractmethod
-    def _enter_alone(self, count: int) -> None:
-        """So many blocks without children, and with one parent each."""
+    def _enter_alone(self, start: int, count: int) -> None:
+        """A run of so many blocks without children, and with one parent each."""
 
     def _down(self, tops: Iterable[Child]) -> Steps[None]:
         pending = list(tops)
@@ -212,7 +212,7 @@ class _Walk(abc.ABC):
     def _enter_run(self, start: int, count: int) -> None:
         """A run of blocks without children."""
         if not self._counts.shared(start, count):
-            self._enter_alone(count)
+            self._enter_alone(start, count)
             return
         counts = pointers_from(self._counts.run(start, count), self._volume.geometry.order)
         for block, extra in zip(range(start, start + count), counts, strict=True):
@@ -247,19 +247,22 @@ class Count(_Walk):
         self.blocks += self._change
         return True
 
-    def _enter_alone(self, count: int) -> None:
+    def _enter_alone(self, start: int, count: int) -> None:
         self.blocks += count * self._change
 
 
 class Simulation(_Walk):
-    """What would become free if parents let go of blocks. Nothing is changed. `freed`: blocks so far.
+    """What would become free if parents let go of blocks. Nothing is changed. `freed`: blocks so far; of an overlay without
+    those that a layer below uses, which are no space.
 
     `base` is another one that went before, which does not change any more.
     """
 
     def __init__(self, moment: Moment, base: Simulation | None = None) -> None:
         super().__init__(moment)
+        assert moment.volume.spacemap is not None
         self.freed = 0
+        self._spacemap = moment.volume.spacemap
         self._base = base
         self._lost = _Numbers()
 
@@ -287,11 +290,11 @@ class Simulation(_Walk):
             before = 0 if self._base is None else self._base.lost(block)
             if self._lost.add(block, 1) + before <= extra:
                 return False
-        self.freed += 1
+        self.freed += self._spacemap.unburied(block, 1)
         return True
 
-    def _enter_alone(self, count: int) -> None:
-        self.freed += count
+    def _enter_alone(self, start: int, count: int) -> None:
+        self.freed += self._spacemap.unburied(start, count)
 
 
 class _PathUsage:

@@ -165,6 +165,12 @@ class SpaceMap:
         """Blocks that can be given out now."""
         return self.free - self.held - self.buried_free - self.withheld
 
+    def unburied(self, start: int, count: int) -> int:
+        """How many blocks of a run no layer below uses. Raises Corrupt, DeviceError where the base cannot be read."""
+        if self.buried is None:
+            return count
+        return sum(length for _, length, buried in self.buried.runs(start, count) if not buried)
+
     def is_buried(self, block: int) -> bool:
         """Whether a layer below uses the block. Raises Corrupt, DeviceError where the base cannot be read."""
         return self.buried is not None and self.buried.has(block)

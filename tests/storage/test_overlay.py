@@ -14,6 +14,7 @@ from cowfs.check.repair import copy_device, plan_repair
 from cowfs.errors import BaseChanged, CowfsError, DeviceError, InvalidArgument, NoSpace, NotSupported, Unsupported
 from cowfs.fs import Caller
 from cowfs.fs.snapshot import Snapshots
+from cowfs.fs.usage import freed_by
 from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import geometry_for_size
 from cowfs.storage.device import Device, MemoryDevice
@@ -590,6 +591,34 @@ def test_many_threads_read_at_once() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_what_deleting_frees_is_what_becomes_available() -> None:
+    """Blocks of the base that only a snapshot has are no space when it is gone: nobody is told that they were."""
+    device = new_device()
+    fill(device, {b"old": random.Random(1).randbytes(400_000), b"stays": b"x"})
+    snapshots = Snapshots(Volume.open(device))
+    snapshots.create(b"inherited")
+    snapshots.live.unlink(f.ROOT_INODE, b"old")
+    snapshots.close()
+    overlay = new_overlay(Base.of(device))
+    fill(again(overlay), {b"new": random.Random(2).randbytes(200_000)})
+    snapshots = Snapshots(Volume.open(again(overlay)))
+    snapshots.create(b"own")
+    snapshots.live.unlink(f.ROOT_INODE, b"new")
+    for name, least, most in ((b"inherited", 0, 0), (b"own", 200_000, 260_000)):
+        snapshots.volume.commit()
+        would_free = freed_by(snapshots.volume, [snapshots.find(name).place])
+        assert least <= would_free <= most
+        before = snapshots.live.statfs().free
+        snapshots.delete([name])
+        while snapshots.volume.reclaim_slice():
+            pass
+        for _ in range(3):
+            snapshots.volume.commit()
+        assert abs(snapshots.live.statfs().free - before - would_free // 4096) <= 8  # pages of the volume's own trees
+    snapshots.close()
+    check_image(again(overlay))
 
 
 def build(superblock: f.Superblock, extension: f.Extension | None) -> tuple[bytes, bytes]:
