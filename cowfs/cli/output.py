@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
 from cowfs.errors import InvalidArgument
 from cowfs.fuse import mounts
+
+Progress = Callable[[int, int], None]
+"""Told how much is done, and how much there is."""
 
 
 def require_mount(path: str) -> mounts.Mount:
@@ -37,6 +43,22 @@ def show_table(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows) + 1
     for name, value in rows:
         click.echo(printable(f"{name + ':':<{width}} {value}"))
+
+
+@contextlib.contextmanager
+def progress_bar(label: str, total: int, quiet: bool, *, numbers: bool = False) -> Iterator[Progress]:
+    """A bar on a terminal, with what is done and what there is where `numbers` are wanted; elsewhere nothing."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    bar = click.progressbar(length=max(total, 1), label=label, show_eta=True, show_pos=numbers, file=sys.stderr)
+    with bar:
+
+        def show(done: int, total: int) -> None:
+            bar.length = max(total, 1)
+            bar.update(max(0, done - bar.pos))
+
+        yield show
 
 
 def size_text(size: int) -> str:

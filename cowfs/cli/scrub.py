@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
 from cowfs import control
-from cowfs.cli.output import printable, require_mount, show_json, size_text
+from cowfs.cli.output import printable, progress_bar, require_mount, show_json, size_text
 from cowfs.cli.target import unmounted
 from cowfs.errors import InvalidArgument
 from cowfs.fuse import mounts
 
 EXIT_BAD = 4
 POLL_SECONDS = 0.5
-Progress = Callable[[int, int], None]
 
 
 @click.command()
@@ -75,7 +71,7 @@ def _send(mountpoint: str, word: str, options: dict[str, Any] | None = None) -> 
 
 
 def _follow(mountpoint: str, reply: control.Reply, quiet: bool) -> control.Reply:
-    with _progress(reply["total"], quiet) as show:
+    with progress_bar("scrubbing", reply["total"], quiet) as show:
         while reply["state"] == "running":
             show(reply["done"], reply["total"])
             time.sleep(POLL_SECONDS)
@@ -93,7 +89,7 @@ def _scrub_image(image: str, rate: float | None, quiet: bool) -> control.Reply:
         scrubber = Scrubber(Volume.open(device, read_only=True), duty=1.0)
         work = scrubber.start(rate=None if rate is None else rate * MEBIBYTE, restart=True)
         assert work is not None
-        with _progress(scrubber.status()["total"], quiet) as show:
+        with progress_bar("scrubbing", scrubber.status()["total"], quiet) as show:
             shown = 0.0
             for _ in answered(device, work, time.sleep):
                 if time.monotonic() - shown >= POLL_SECONDS:
@@ -103,21 +99,6 @@ def _scrub_image(image: str, rate: float | None, quiet: bool) -> control.Reply:
             reply = scrubber.status()
             show(reply["done"], reply["total"])
         return reply
-
-
-@contextlib.contextmanager
-def _progress(total: int, quiet: bool) -> Iterator[Progress]:
-    """A bar on a terminal; elsewhere nothing."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    with click.progressbar(length=max(total, 1), label="scrubbing", show_eta=True, file=sys.stderr) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.length = max(total, 1)
-            bar.update(max(0, done - bar.pos))
-
-        yield show
 
 
 def _show(reply: control.Reply) -> None:

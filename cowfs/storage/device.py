@@ -376,6 +376,15 @@ class FileDevice:
                 raise _failure(self.name, "find its data", error) from error
             yield start, at - start
 
+    def unlink(self) -> None:
+        """Removes the file, durably; it goes on until it is closed. Raises DeviceError."""
+        try:
+            path = os.path.realpath(self.name)
+            os.unlink(path)
+        except OSError as error:
+            raise _failure(self.name, "remove it", error) from error
+        _flush_directory(path)
+
     def close(self) -> None:
         """Closes the descriptors; with them the locks end."""
         descriptors = (self._claim, self._descriptor)

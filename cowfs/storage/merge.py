@@ -34,7 +34,7 @@ from cowfs.ondisk.slots import state_checks, with_resizing
 from cowfs.storage.commit import SlotMove
 from cowfs.storage.device import Device, FileDevice
 from cowfs.storage.layers import Buried, LayeredDevice, bit_runs
-from cowfs.storage.overlay import is_merged, renew_overlay, same_state, stack
+from cowfs.storage.overlay import is_merged, renew_overlay, require_overlay, same_state, stack
 from cowfs.storage.resize import reserve
 from cowfs.storage.superblock import Slot, SlotSet, build_slot, mend_slot_pointer, read_slots
 from cowfs.storage.volume import SEALED, Volume
@@ -101,9 +101,7 @@ def merge(top: Device, base: Device, *, now_ns: int, progress: Progress = lambda
 
 def _allowed(top: Device, base: Device) -> tuple[SlotSet, SlotSet]:
     """The slots of both. Raises InvalidArgument, ReadOnly, DeviceError."""
-    slots, below = read_slots(top), read_slots(base)
-    if slots.newest.extension is None or not slots.newest.extension.is_overlay:
-        raise InvalidArgument(f"{top.name} is not an overlay: it has no base")
+    slots, below = require_overlay(top), read_slots(base)
     for device, found in ((top, slots), (base, below)):
         if found.unreadable:  # it may hold a newer state
             raise DeviceError(f"{device.name}: a superblock cannot be read: {found.unreadable}")

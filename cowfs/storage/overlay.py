@@ -91,20 +91,33 @@ def open_layers(
         raise
 
 
-def open_base(path: StrPath, *, above: tuple[object, ...] = (), top: Device | None = None) -> Device:
-    """Opens a base, and the layers below it, for reading only, and keeps writers out. `top` is above it. See `open_layers`."""
+def open_base(
+    path: StrPath, *, above: tuple[object, ...] = (), top: Device | None = None, writable: bool = False
+) -> Device:
+    """Opens a base, and the layers below it, for reading only, and keeps writers out. `top` is above it. See `open_layers`.
+
+    `writable`: the base itself, though not what is below it, is opened for writing, and nobody else has it: for a merge.
+    """
     above = above if top is None else (*above, _identity(top))
     if len(above) > f.LAYERS_MAX:
         raise Unsupported(f"more than {f.LAYERS_MAX} layers lie below the overlay")
-    device = FileDevice.open(path, read_only=True)
+    device = FileDevice.open(path, read_only=not writable)
     try:
         if device.identity in above:
             raise Corrupt(f"{device.name} is a layer above itself")
-        device.lock(exclusive=False, timeout=LOCK_SECONDS)
+        device.lock(exclusive=writable, timeout=LOCK_SECONDS)
         return open_layers(device, seen=above)
     except BaseException:
         device.close()
         raise
+
+
+def require_overlay(device: Device) -> SlotSet:
+    """The slots of an overlay's image. Raises InvalidArgument for a whole volume, and what reading raises."""
+    slots = read_slots(device)
+    if slots.newest.extension is None or not slots.newest.extension.is_overlay:
+        raise InvalidArgument(f"{device.name} is not an overlay: it has no base")
+    return slots
 
 
 def _identity(device: Device) -> object:
@@ -231,10 +244,9 @@ def _base_names(device: Device) -> dict[int, tuple[int, bytes]]:
 
 def rebase(device: Device, base: Device, path: bytes) -> None:
     """The base is found at `path` from now on. Raises BaseChanged where `base`, which is there, is not the base."""
-    slot = read_slots(device).newest
-    if slot.extension is None or not slot.extension.is_overlay:
-        raise InvalidArgument(f"{device.name} is not an overlay: it has no base")
-    stack(device, base, slot.extension.overlay)
+    extension = require_overlay(device).newest.extension
+    assert extension is not None
+    stack(device, base, extension.overlay)
     set_base_path(device, path)
 
 

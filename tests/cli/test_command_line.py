@@ -43,6 +43,7 @@ COMMANDS = (
     "hash",
     "info",
     "ls",
+    "merge",
     "mount",
     "policy",
     "rebase",
