@@ -30,6 +30,7 @@ from typing import Final
 from cowfs.errors import Corrupt, NoSpace, TooManyLinks
 from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import pointers_from, pointers_to
+from cowfs.storage.bits import all_set, bits_of, clear_bits, either, set_bits
 from cowfs.storage.blockio import BlockStore
 from cowfs.storage.layers import Buried, bit_runs
 from cowfs.storage.pagedtree import ChecksumTree, PagedTree
@@ -222,7 +223,7 @@ class SpaceMap:
             if page is None or page.committed is None:
                 pieces.append((first, number, False))
                 continue
-            born = _bits(page.bits, bit, number) & ~_bits(page.committed, bit, number)
+            born = bits_of(page.bits, bit, number) & ~bits_of(page.committed, bit, number)
             born_bytes = born.to_bytes(-(-number // 8), "little")
             pieces += [(first + at, length, value) for at, length, value in bit_runs(born_bytes, 0, number)]
         return pieces
@@ -308,9 +309,9 @@ class SpaceMap:
         for index, bit, number in self._split(start, count):
             page = self._change(index)
             for bits in (page.bits, page.busy):
-                _set_bits(bits, bit, number)
+                set_bits(bits, bit, number)
             committed = bytearray(page.committed or b"")
-            _set_bits(committed, bit, number)
+            set_bits(committed, bit, number)
             page.committed = bytes(committed)
         self.free -= count
 
@@ -320,8 +321,8 @@ class SpaceMap:
         self._checksums.touch_run(start, count)  # reads, so it may fail: before anything changes
         for index, bit, number in self._split(start, count):
             page = self._change(index)
-            _set_bits(page.bits, bit, number)
-            _set_bits(page.busy, bit, number)
+            set_bits(page.bits, bit, number)
+            set_bits(page.busy, bit, number)
         self.free -= count
         self.born_count += count
         if len(self.born_runs) <= f.MANIFEST_ENTRY_MAX:
@@ -335,13 +336,13 @@ class SpaceMap:
         index, bit = divmod(first, self._page_bits)
         if bit:  # bits behind the end are ones; in `busy` they stay so for now
             page, number = self._change(index), min(added, self._page_bits - bit)
-            _clear_bits(page.bits, bit, number)
+            clear_bits(page.bits, bit, number)
             page.held += number
         self._set_tree_sizes(num_blocks)
         padding = new_bitmap_padding(num_blocks, self._store.block_size)
         if padding is not None and (not bit or num_blocks > (index + 1) * self._page_bits):
             page_index, bits = padding[0] // self._store.block_size, padding[1]
-            _set_bits(self.bitmap.page_for_write(page_index), bits, self._page_bits - bits)
+            set_bits(self.bitmap.page_for_write(page_index), bits, self._page_bits - bits)
         buried = 0 if self.buried is None else max(0, min(num_blocks, self.buried.extent) - first)
         self.free += added
         self.buried_free += buried
@@ -356,9 +357,9 @@ class SpaceMap:
         index, bit = divmod(first, self._page_bits)
         if bit:
             page, number = self._pages[index], min(added, self._page_bits - bit)
-            _clear_bits(page.busy, bit, number)
+            clear_bits(page.busy, bit, number)
             if page.buried is not None:
-                _either(page.busy, page.buried)
+                either(page.busy, page.buried)
             page.held -= number
         self.num_blocks += added
         self._end = self.num_blocks
@@ -372,7 +373,7 @@ class SpaceMap:
         index, bit = divmod(end, self._page_bits)
         if bit:
             page = self._page(index)
-            _set_bits(page.busy, bit, self._page_bits - bit)
+            set_bits(page.busy, bit, self._page_bits - bit)
             page.held += self._end != end  # it stays in memory
         self._end = end
         self._page_count = -(-end // self._page_bits)
@@ -389,7 +390,7 @@ class SpaceMap:
                 yield number, 0
                 continue
             known = index in self._pages
-            yield number, _bits(self.bitmap.page(index), bit, number).bit_count()
+            yield number, bits_of(self.bitmap.page(index), bit, number).bit_count()
             if not known:
                 self.bitmap.forget(index)
 
@@ -404,7 +405,7 @@ class SpaceMap:
         index, bit = divmod(num_blocks, self._page_bits)
         if bit:
             page = self._change(index)
-            _set_bits(page.bits, bit, self._page_bits - bit)
+            set_bits(page.bits, bit, self._page_bits - bit)
             page.held -= 1
         self.free -= self.num_blocks - num_blocks
         self.withheld = 0
@@ -432,15 +433,15 @@ class SpaceMap:
             return
         for index, bit, number in self._split(start, count):
             page = self._change(index)
-            if not _all_set(page.bits, bit, number):
+            if not all_set(page.bits, bit, number):
                 raise Corrupt("a block is freed that is free already", block=index * self._page_bits + bit)
             assert page.committed is not None
-            _clear_bits(page.bits, bit, number)
+            clear_bits(page.bits, bit, number)
             for at, length, old in bit_runs(page.committed, bit, number):
                 if old:
                     self._hold(page, index, at, length)
                 else:
-                    _clear_bits(page.busy, at, length)
+                    clear_bits(page.busy, at, length)
                     self._opened(index, index * self._page_bits + at)
         self.free += count
 
@@ -477,7 +478,7 @@ class SpaceMap:
         for start, count in freed.runs:
             for index, bit, number in self._split(start, count):
                 page = self._page(index)
-                _clear_bits(page.busy, bit, number)
+                clear_bits(page.busy, bit, number)
                 page.held -= number
                 if bit < lowest.get(index, self._page_bits):
                     lowest[index] = bit
@@ -537,7 +538,7 @@ class SpaceMap:
         """Blocks that could be given out are not, until `give_back` (I41)."""
         for index, bit, number in self._split(start, count):
             page = self._page(index)
-            _set_bits(page.busy, bit, number)
+            set_bits(page.busy, bit, number)
             page.held += number
         self.withheld += count
 
@@ -545,7 +546,7 @@ class SpaceMap:
         """Ends `withhold`."""
         for index, bit, number in self._split(start, count):
             page = self._page(index)
-            _clear_bits(page.busy, bit, number)
+            clear_bits(page.busy, bit, number)
             page.held -= number
             self._full.discard(index)
             if not page.held and self.bitmap.is_hole_on_device(index) and self.evictable(index):
@@ -588,7 +589,7 @@ class SpaceMap:
                 page = _Page(bits, bytearray(bits))
             else:
                 page = _Page(bits, bytearray(bits), buried)
-                _either(page.busy, buried)
+                either(page.busy, buried)
             self._pages[index] = page
         return page
 
@@ -671,42 +672,6 @@ class SpaceMap:
         if window == 0:
             return number
         return min(number, (window & -window).bit_length() - 1)
-
-
-def _mask(bit: int, number: int) -> tuple[int, int, int]:
-    return bit >> 3, bit + number + 7 >> 3, ((1 << number) - 1) << (bit & 7)
-
-
-def _set_bits(page: bytearray, bit: int, number: int) -> None:
-    if number == 1:
-        page[bit >> 3] |= 1 << (bit & 7)
-        return
-    start, end, mask = _mask(bit, number)
-    page[start:end] = (int.from_bytes(page[start:end], "little") | mask).to_bytes(end - start, "little")
-
-
-def _clear_bits(page: bytearray, bit: int, number: int) -> None:
-    if number == 1:
-        page[bit >> 3] &= ~(1 << (bit & 7)) & 0xFF
-        return
-    start, end, mask = _mask(bit, number)
-    page[start:end] = (int.from_bytes(page[start:end], "little") & ~mask).to_bytes(end - start, "little")
-
-
-def _either(page: bytearray, other: bytes) -> None:
-    """Sets the bits that are set in the other page."""
-    page[:] = (int.from_bytes(page, "little") | int.from_bytes(other, "little")).to_bytes(len(page), "little")
-
-
-def _all_set(page: bytes | bytearray, bit: int, number: int) -> bool:
-    start, end, mask = _mask(bit, number)
-    return int.from_bytes(page[start:end], "little") & mask == mask
-
-
-def _bits(page: bytes | bytearray, bit: int, number: int) -> int:
-    """Bits of a page as a number, the first one lowest."""
-    start, end, mask = _mask(bit, number)
-    return (int.from_bytes(page[start:end], "little") & mask) >> (bit & 7)
 
 
 def new_bitmap_padding(num_blocks: int, block_size: int) -> tuple[int, int] | None:
