@@ -90,13 +90,23 @@ def _require_alone(top: Device, below: Device, also: tuple[str, ...]) -> None:
     from cowfs.storage.siblings import overlays_on
     from cowfs.storage.superblock import read_slots
 
-    directories = [os.path.dirname(os.path.realpath(device.name)) for device in (top, below)]
+    directories = {os.path.dirname(os.path.realpath(device.name)): None for device in (top, below)}
+    around = [path for directory in directories for path in _files_in(directory)]
     states = [read_slots(below), read_slots(top)]
     own = os.path.realpath(top.name)
-    others = [path for path in overlays_on(states, also, directories) if os.path.realpath(path) != own]
+    others = [path for path in overlays_on(states, also, around) if os.path.realpath(path) != own]
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise Busy(f"{others[0]}{more} would be lost: made on what changes by merging; --force merges all the same")
+
+
+def _files_in(directory: str) -> list[str]:
+    """The regular files in a directory; none where it cannot be read."""
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entry.path for entry in entries if entry.is_file())
+    except OSError:
+        return []
 
 
 def _require_file(top: Device) -> None:

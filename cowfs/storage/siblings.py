@@ -1,12 +1,12 @@
 """Which files hold an overlay that was made on a given state: whoever is about to change that state asks.
 
-There is no register of the overlays on a base, since any number of them may be anywhere. Those that are looked at lie in
-given directories, or are named. Locking: one thread; nothing is locked, and nothing written.
+There is no register of the overlays on a base, since any number of them may be anywhere. Somebody has to say which files may
+be some. Locking: one thread; nothing is locked, and nothing written.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from cowfs.errors import CowfsError
@@ -15,33 +15,18 @@ from cowfs.storage.device import Device, FileDevice
 from cowfs.storage.superblock import SlotSet, read_slots
 
 
-def overlays_on(states: Sequence[SlotSet], named: Iterable[str], directories: Iterable[str]) -> Iterator[str]:
-    """The files, of those named and those in the directories, that hold an overlay on one of these states.
+def overlays_on(states: Sequence[SlotSet], named: Iterable[str], around: Iterable[str]) -> Iterator[str]:
+    """The files, of those named and those that happen to lie around, that hold an overlay on one of these states.
 
-    Raises what opening a named one raises. What of a directory cannot be read is passed over.
+    Raises what opening a named one raises. What lies around and cannot be read is passed over.
     """
     for path in named:
         if _is_on(path, states):
             yield path
-    for directory in dict.fromkeys(map(os.path.realpath, directories)):
-        try:
-            with os.scandir(directory) as entries:
-                paths = sorted(entry.path for entry in entries if entry.is_file() and _may_be(entry))
-        except OSError:
-            continue
-        for path in paths:
-            try:
-                if _is_on(path, states):
-                    yield path
-            except CowfsError:
-                continue
-
-
-def _may_be(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.stat().st_size > f.SLOT1_OFFSET + f.SLOT_AREA_SIZE
-    except OSError:
-        return False
+    for path in around:
+        with contextlib.suppress(CowfsError):
+            if _is_on(path, states):
+                yield path
 
 
 def _is_on(path: str, states: Sequence[SlotSet]) -> bool:
