@@ -27,6 +27,7 @@ from cowfs.fs.attributes import NANOSECONDS, STAT_BLOCK_SIZE, Attributes, decode
 from cowfs.fs.freelist import FreeList
 from cowfs.ondisk import format as f
 from cowfs.ondisk.codecs import STATUS_OFFSET, InodeCodec
+from cowfs.ondisk.records import Buffer
 from cowfs.ondisk.times import TIME_MAX, TIME_MIN, decode_time, encode_time
 from cowfs.storage.blocktree import Root, WritableRoot
 from cowfs.storage.tree import Tree
@@ -137,6 +138,7 @@ class InodeTable:
         self._dirty: dict[int, Inode] = {}
         self._late_atimes: dict[int, Inode] = {}
         self._prepared: list[int | None] = []
+        self._last_leaf: tuple[int, int, Buffer] = (-1, 0, b"")  # index, `Transaction.changes` then, contents
         self.on_change: Callable[[], None] = lambda: None  # something will have to be written back
         self._kept_max = min(INODE_CACHE_MAX, volume.cache_bytes // INODE_BYTES)
         self._trim_at = self._kept_max  # number of cached inodes at which some are forgotten
@@ -206,7 +208,7 @@ class InodeTable:
 
     def _load(self, number: int) -> Inode | None:
         index, place = divmod(number - 1, self._per_leaf)
-        leaf = self._trees.leaf(self.tree.inodes, index)
+        leaf = self._leaf(index)
         fields = self._codec.unpack_from(leaf, place * f.INODE_SIZE)
         (size, uid, gid, birth, mtime, atime, ctime, mode, links, *ptr, levels, status) = fields[:-7]
         if not (status & f.STATUS_USED if self._own else mode):
@@ -231,6 +233,16 @@ class InodeTable:
             inode.links = max(links, 1)
         self._verify(inode)
         return inode
+
+    def _leaf(self, index: int) -> Buffer:
+        """A leaf, for reading only. Inodes are often asked for in a row, as by a listing: the last leaf is remembered."""
+        tx = self._volume.tx
+        changes = 0 if tx is None else tx.changes
+        last, changes_then, leaf = self._last_leaf
+        if last != index or changes_then != changes:
+            leaf = self._trees.leaf(self.tree.inodes, index)
+            self._last_leaf = index, changes, leaf
+        return leaf
 
     def _verify(self, inode: Inode) -> None:
         """Raises Corrupt where an inode's values cannot be; makes the root of a type without data an empty one."""

@@ -133,6 +133,26 @@ def test_a_small_cache_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             assert filesystem.lookup(where, name).size == size
 
 
+def test_neighbours_are_read_from_one_leaf_until_something_changes() -> None:
+    device = new_device()
+    with filesystem_on(device) as filesystem:
+        numbers = [create(filesystem, b"%d" % number) for number in range(3)]
+    with filesystem_on(device) as filesystem:
+        leaves: list[int] = []
+        leaf = filesystem.volume.trees.leaf
+        create(filesystem, b"another")  # the orphan list, which a mount reads, has the same leaf
+        filesystem.volume.trees.leaf = lambda root, index: (leaves.append(index), leaf(root, index))[1]  # type: ignore[method-assign]
+        filesystem.getattr(numbers[0])
+        filesystem.getattr(numbers[1])
+        assert leaves == [0]
+        filesystem.setattr(numbers[1], mode=0o600)
+        filesystem.volume.commit()
+        filesystem.inodes.cached.clear()
+        assert stat.S_IMODE(filesystem.getattr(numbers[1]).mode) == 0o600
+        assert stat.S_IMODE(filesystem.getattr(numbers[2]).mode) == 0o644
+        assert len(leaves) == 2
+
+
 def test_attributes_are_built_once_per_change() -> None:
     with filesystem_on(new_device()) as filesystem:
         ino = create(filesystem, b"f")
