@@ -233,6 +233,7 @@ class Model:
         copy = self.copy_node(node, ino, node.atime)
         if stat.S_ISREG(node.mode) and not keep_privileges:
             self.kill_privileges(copy)
+            copy.xattrs.pop(b"security.capability", None)
         where.entries[name] = ino
         where.mtime = where.ctime = self.now
         return copy
