@@ -270,7 +270,7 @@ class MergeCrash:
         self._require_end(below.image(), above.image())
         if nested:
             self.found.second += 1
-            inner = Thorough(Thoroughness(exhaustive_max=2, samples=1, near_misses=1, tears=1), again=24, opened=4)
+            inner = Thorough(Thoroughness(exhaustive_max=1, samples=1, near_misses=1, tears=1), again=12, opened=2)
             again = MergeCrash(base, top, inner, lower=self._lower, found=self.found, nested=True)
             again.old = trees_of(self._lower(MemoryDevice.from_image(base)))
             again.verify()

@@ -29,8 +29,8 @@ ROOT = Caller(0, 0)
 Run = Callable[[Device, Device], None]
 BLOCKS = 420
 BASE = "mkdir /d; create /d/f; write /d/f 0 9000; create /g; write /g 0 3000; snapshot s"
-SOME = Thorough(Thoroughness(exhaustive_max=2, samples=2, near_misses=6, tears=2), again=40, second=0, opened=8)
-FEW = Thorough(Thoroughness(exhaustive_max=2, samples=1, near_misses=2, tears=1), again=24, opened=4)
+SOME = Thorough(Thoroughness(exhaustive_max=2, samples=2, near_misses=3, tears=1), again=40, second=0, opened=8)
+FEW = Thorough(Thoroughness(exhaustive_max=1, samples=1, near_misses=2, tears=1), again=24, opened=4)
 CLOSE = Thorough(Thoroughness(exhaustive_max=6, samples=16, near_misses=60, tears=8), again=48, second=24, opened=16)
 
 

@@ -25,6 +25,8 @@ from cowfs.fs.snapshot import Snapshots
 from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage.device import FileDevice, MemoryDevice
+from cowfs.storage.merge import merge, settle_base
+from cowfs.storage.overlay import make_overlay
 from cowfs.storage.resize import grow
 from cowfs.storage.shrink import least_geometry, prepare, shrink
 from cowfs.storage.volume import Volume
@@ -41,10 +43,11 @@ NANOSECONDS: Final = 1_000_000_000
 
 @dataclass(repr=False)
 class Shown:
-    """An image in a file, and what cowfs serves of it."""
+    """An image in a file, and what cowfs serves of it; `of_newest` is that of the newest slot, where Linux sees another."""
 
     image: Path
     wanted: dict[bytes, Object]
+    of_newest: dict[bytes, Object] | None = None
 
 
 def shown(path: Path) -> Shown:
@@ -285,6 +288,35 @@ def _announced(volume: Volume) -> int:
     return max(0, boot - 6)
 
 
+def merged(folder: Path, block_size: int) -> Iterator[Shown]:
+    """A base that an overlay was merged into, as large as it and larger, and what is there between the last steps.
+
+    Linux reads the trees of slot 1: until that is written, the old ones. dissect.qnxfs reads those of the newest slot.
+    """
+    blocks = 2 * MIB // block_size
+    image = image_after(CRASH_SCRIPT.replace("seal; publish; ", ""), block_size, blocks=blocks)
+    for name, number in (("alike", blocks), ("larger", 2 * blocks)):
+        base, geometry = RecordingDevice(image), Geometry(block_size, number)
+        top = MemoryDevice(geometry.end)
+        filesystem = Filesystem(
+            Volume.open(make_overlay(top, base, geometry, path=b"base", uuid=bytes(16), now_ns=NANOSECONDS)),
+            clock=Clock(),
+        )
+        make_kinds(filesystem, filesystem.mkdir(ROOT, b"kinds", 0o755, USER).ino, random.Random(block_size))
+        filesystem.close()
+        filesystem.volume.settle()
+        merge(top, base, now_ns=NANOSECONDS)
+        steps = [cut.latest() for cut in cuts(image, base.log) if isinstance(cut.entry, Flush)]
+        for step, between in enumerate(steps[-5:]):
+            path = folder / f"merged-{block_size}-{name}-{step}"
+            path.write_bytes(between)
+            device = MemoryDevice.from_image(between)
+            first, newest = (Volume.open(device, read_only=True, superblock=slot) for slot in (1, None))
+            yield Shown(path, served(Filesystem(first)), served(Filesystem(newest)))
+        settle_base(base)
+        yield _show(folder / f"merged-{block_size}-{name}", base.image())
+
+
 def authored(folder: Path, block_size: int) -> Iterator[Shown]:
     """What mkcowfs makes of an archive: a volume of ours that fits, and plain ones of both byte orders."""
     archive = folder / f"tar-{block_size}"
@@ -319,7 +351,7 @@ def _add(tar: tarfile.TarFile, name: str, kind: bytes, data: bytes, number: int,
 
 
 CASES: Final[dict[str, Callable[[Path, int], Iterator[Shown]]]] = {
-    case.__name__: case for case in (everything, committed, histories, crashes, resized, authored)
+    case.__name__: case for case in (everything, committed, histories, crashes, resized, merged, authored)
 }
 
 
