@@ -88,12 +88,14 @@ def require_clean(device: Device, text: str) -> None:
 
 @dataclass
 class Thorough:
-    """How much is done: of the images of each device, and in 256 parts how many pairs are merged again, with more cuts."""
+    """How much is done: of the images of each device; and, in parts of 256, how many pairs are merged again, and with more power
+    cuts (`second`), how many bases are opened for writing, and looked at with each slot lost besides."""
 
     images: Thoroughness
     again: int = 64
     second: int = 0
     opened: int = 16
+    lost: int = 256
 
 
 @dataclass
@@ -205,7 +207,7 @@ class MergeCrash:
                 self._linux.look(image.data)
             device = self._lower(MemoryDevice.from_image(image.data))
             slots = read_slots(device)
-            if self._both_slots and len(slots.slots) == 2:
+            if self._both_slots and len(slots.slots) == 2 and key[0] < self.thorough.lost:
                 for slot in slots.slots.values():
                     self.found.lost += 1
                     place = slot.geometry.slot_offsets[slot.number - 1]
@@ -270,7 +272,9 @@ class MergeCrash:
         self._require_end(below.image(), above.image())
         if nested:
             self.found.second += 1
-            inner = Thorough(Thoroughness(exhaustive_max=1, samples=1, near_misses=1, tears=1), again=12, opened=2)
+            inner = Thorough(
+                Thoroughness(exhaustive_max=1, samples=1, near_misses=1, tears=1), again=12, opened=2, lost=40
+            )
             again = MergeCrash(base, top, inner, lower=self._lower, found=self.found, nested=True)
             again.old = trees_of(self._lower(MemoryDevice.from_image(base)))
             again.verify()

@@ -29,8 +29,10 @@ ROOT = Caller(0, 0)
 Run = Callable[[Device, Device], None]
 BLOCKS = 420
 BASE = "mkdir /d; create /d/f; write /d/f 0 9000; create /g; write /g 0 3000; snapshot s"
-SOME = Thorough(Thoroughness(exhaustive_max=2, samples=2, near_misses=3, tears=1), again=40, second=0, opened=8)
-FEW = Thorough(Thoroughness(exhaustive_max=1, samples=1, near_misses=2, tears=1), again=24, opened=4)
+SOME = Thorough(
+    Thoroughness(exhaustive_max=2, samples=2, near_misses=3, tears=1), again=40, second=0, opened=8, lost=128
+)
+FEW = Thorough(Thoroughness(exhaustive_max=1, samples=1, near_misses=2, tears=1), again=24, opened=4, lost=80)
 CLOSE = Thorough(Thoroughness(exhaustive_max=6, samples=16, near_misses=60, tears=8), again=48, second=24, opened=16)
 
 
@@ -159,7 +161,7 @@ def test_an_overlay_that_gets_larger_when_it_is_emptied() -> None:
 
 def caught(base: bytes, top: bytes, run: Run = whole, *, both_slots: bool = True, tears: int = 2) -> str:
     """What the machine says of a protocol; an empty string if it finds nothing."""
-    some = Thorough(Thoroughness(exhaustive_max=2, samples=4, near_misses=8, tears=tears), again=0, opened=0)
+    some = Thorough(Thoroughness(exhaustive_max=2, samples=4, near_misses=8, tears=tears), again=0, opened=0, lost=0)
     try:
         MergeCrash(base, top, some, run=run, both_slots=both_slots).verify()
     except CrashFailure as failure:
