@@ -88,8 +88,8 @@ def require_clean(device: Device, text: str) -> None:
 
 @dataclass
 class Thorough:
-    """How much is done: of the images of each device; and, in parts of 256, how many pairs are merged again, and with more power
-    cuts (`second`), how many bases are opened for writing, and looked at with each slot lost besides."""
+    """How much is done: which images of each device; and of these, in parts of 256, how many pairs are merged again, with more
+    power cuts (`second`) or without, how many bases are opened for writing, and how many looked at with a slot lost besides."""
 
     images: Thoroughness
     again: int = 64
