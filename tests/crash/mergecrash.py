@@ -89,7 +89,7 @@ def require_clean(device: Device, text: str) -> None:
 @dataclass
 class Thorough:
     """How much is done: which images of each device; and of these, in parts of 256, how many pairs are merged again, with more
-    power cuts (`second`) or without, how many bases are opened for writing, and how many looked at with a slot lost besides."""
+    power cuts (`second`) or without, how many bases are opened for writing, and how many are looked at with a slot lost."""
 
     images: Thoroughness
     again: int = 64
