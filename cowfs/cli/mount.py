@@ -44,7 +44,6 @@ from cowfs.fuse import daemon
     type=click.Path(readable=False),
     help="Where that overlay lies; by default beside IMAGE, or in $TMPDIR.",
 )
-@click.option("--daemon", "detach", is_flag=True, hidden=True)
 def mount(
     image: str,
     mountpoint: str,
@@ -55,7 +54,6 @@ def mount(
     base: str | None,
     ephemeral: bool,
     ephemeral_dir: str | None,
-    detach: bool,
 ) -> int:
     """Mount the volume in IMAGE on the directory MNT.
 
@@ -70,12 +68,11 @@ def mount(
         words, log=log, superblock=superblock, base=base, ephemeral=ephemeral, ephemeral_dir=ephemeral_dir
     )
     image, mountpoint = os.path.realpath(image), os.path.abspath(mountpoint)
-    if foreground or detach:
-        return daemon.run(image, mountpoint, parsed, detach=detach, report=_say)
-    arguments = ["mount", "--daemon", image, mountpoint, "-o", ",".join(parsed.words())]
-    if parsed.log is not None:  # not among the words, since it may hold a comma
-        arguments += ["--log", parsed.log]
-    return daemon.start(arguments, report=lambda line: click.echo(line, err=True))
+    if not foreground:
+        status = daemon.start(report=lambda line: click.echo(line, err=True))
+        if status is not None:
+            return status
+    return daemon.run(image, mountpoint, parsed, detach=not foreground, report=_say)
 
 
 def _say(line: str) -> None:

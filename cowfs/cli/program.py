@@ -1,11 +1,12 @@
 """The frame of the `cowfs` command: which words start what, and how failures are shown.
 
-The commands are imported here, but what they need is imported when they run, so that `cowfs --help` and the commands for
-a mounted volume start quickly.
+Starting costs more than most commands do, so a command's module is imported when the command is named, and what it needs
+of the filesystem when it runs.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -14,38 +15,99 @@ from typing import Any, NoReturn
 import click
 
 from cowfs import __version__
-from cowfs.cli import (
-    check,
-    clone,
-    crashtest,
-    image,
-    merge,
-    mount,
-    overlay,
-    policy,
-    reading,
-    resize,
-    scrub,
-    snapshot,
-    space,
-    trim,
-)
 from cowfs.errors import CowfsError
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+COLLECTOR_THRESHOLD = 20_000
+"""What modules are made of is no garbage, and looking for some among it makes importing a tenth slower."""
+
+
+COMMANDS = (
+    "cat",
+    "check",
+    "clone",
+    "crashtest",
+    "df",
+    "diff",
+    "du",
+    "dump",
+    "extract",
+    "hash",
+    "info",
+    "ls",
+    "merge",
+    "mount",
+    "policy",
+    "rebase",
+    "reset",
+    "resize",
+    "rollback",
+    "scrub",
+    "seal",
+    "snapshot",
+    "sync",
+    "timeline",
+    "trim",
+    "umount",
+    "unseal",
+)
+
+
+def command_named(name: str) -> click.Command | None:
+    """A command, imported now, or None if there is none of that name."""
+    module: Any
+    match name:
+        case "mount" | "umount" | "sync":
+            from cowfs.cli import mount as module
+        case "info" | "dump":
+            from cowfs.cli import image as module
+        case "ls" | "cat" | "extract" | "hash" | "timeline":
+            from cowfs.cli import reading as module
+        case "snapshot" | "rollback" | "diff":
+            from cowfs.cli import snapshot as module
+        case "reset" | "seal" | "unseal" | "rebase":
+            from cowfs.cli import overlay as module
+        case "df" | "du":
+            from cowfs.cli import space as module
+        case "check":
+            from cowfs.cli import check as module
+        case "clone":
+            from cowfs.cli import clone as module
+        case "crashtest":
+            from cowfs.cli import crashtest as module
+        case "merge":
+            from cowfs.cli import merge as module
+        case "policy":
+            from cowfs.cli import policy as module
+        case "resize":
+            from cowfs.cli import resize as module
+        case "scrub":
+            from cowfs.cli import scrub as module
+        case "trim":
+            from cowfs.cli import trim as module
+        case _:
+            return None
+    command: click.Command = getattr(module, "hash_" if name == "hash" else name)
+    return command
 
 
 class _Program(click.Group):
     """The group of commands; mount(8) calls it in the way of mount helpers, without the name of a command."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return command_named(cmd_name)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         first = args[0]
-        if first not in self.commands and len(args) > 1 and ("/" in first or os.path.exists(first)):
-            return "mount", self.commands["mount"], args
+        if first not in COMMANDS and len(args) > 1 and ("/" in first or os.path.exists(first)):
+            return "mount", command_named("mount"), args
         return super().resolve_command(ctx, args)
 
 
@@ -58,38 +120,6 @@ def program() -> None:
 
     Exit codes: 0 done, 1 failed, 2 wrong command line; check has those of fsck(8).
     """
-
-
-for _command in (
-    mount.mount,
-    mount.umount,
-    mount.sync,
-    image.info,
-    check.check,
-    crashtest.crashtest,
-    scrub.scrub,
-    image.dump,
-    reading.ls,
-    reading.cat,
-    reading.extract,
-    reading.hash_,
-    reading.timeline,
-    snapshot.snapshot,
-    policy.policy,
-    snapshot.rollback,
-    overlay.reset,
-    overlay.seal,
-    overlay.unseal,
-    overlay.rebase,
-    merge.merge,
-    space.df,
-    space.du,
-    snapshot.diff,
-    clone.clone,
-    resize.resize,
-    trim.trim,
-):
-    program.add_command(_command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -127,4 +157,5 @@ def _complain(message: str, code: int) -> int:
 
 def main() -> NoReturn:
     """Runs the command and exits."""
+    gc.set_threshold(COLLECTOR_THRESHOLD)
     sys.exit(run())

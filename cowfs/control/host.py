@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from cowfs.check.scrub import Work, answered
-from cowfs.control.policy import Rolling
-from cowfs.control.scrub import Scrubber
 from cowfs.control.wire import Reply
 from cowfs.errors import NotSupported
 from cowfs.fs.filesystem import Filesystem
@@ -18,6 +15,11 @@ from cowfs.fs.steps import finish as run_steps
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage.resize import grow
 from cowfs.storage.shrink import Plan, prepare, shrink
+
+if TYPE_CHECKING:  # a mount, and most commands, start without them
+    from cowfs.check.scrub import Work
+    from cowfs.control.policy import Rolling
+    from cowfs.control.scrub import Scrubber
 
 R = TypeVar("R")
 
@@ -185,6 +187,8 @@ class Offline:
     @property
     def rolling(self) -> Rolling:
         """The rolling snapshots of the volume, which nobody carries out while it is not mounted."""
+        from cowfs.control.policy import Rolling
+
         if self._rolling is None:
             self._rolling = Rolling(self.snapshots)
         return self._rolling
@@ -192,12 +196,16 @@ class Offline:
     @property
     def scrubber(self) -> Scrubber:
         """The scrubs of the volume."""
+        from cowfs.control.scrub import Scrubber
+
         if self._scrubber is None:
             self._scrubber = Scrubber(self.filesystem.volume)
         return self._scrubber
 
     def start_job(self, work: Work) -> None:
         """Carries all of it out at once."""
+        from cowfs.check.scrub import answered
+
         for _ in answered(self.filesystem.volume.device, work, time.sleep):
             pass
 

@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from cowfs.control.space import would_free
 from cowfs.control.wire import Reply
 from cowfs.errors import Busy, Corrupt, CowfsError, DeviceError, InvalidArgument, NoSpace, NotFound
 from cowfs.fs.attributes import NANOSECONDS
@@ -270,6 +269,8 @@ class Rolling:
 
     async def _freed(self, host: Host, numbers: Sequence[int]) -> int:
         """Blocks that deleting all of these frees; 0 where others changed them again and again."""
+        from cowfs.control.space import would_free  # a mount starts without it
+
         automatic = self._snapshots.automatic
         for _ in range(_COUNT_TURNS_MAX):
             places = [(one.place, number) for number in numbers if (one := automatic.get(number)) is not None]

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from cowfs.check.scrub import DUTY, Scrub, Work, require_checksums
 from cowfs.control.wire import Reply
 from cowfs.errors import CowfsError, InvalidArgument
 from cowfs.storage.settings import Settings
 from cowfs.storage.volume import Volume
 
 if TYPE_CHECKING:
+    from cowfs.check.scrub import Scrub, Work
     from cowfs.control.host import Host
     from cowfs.control.specification import Arguments
 
@@ -41,14 +41,16 @@ class Scrubber:
         self,
         volume: Volume,
         *,
-        duty: float = DUTY,
+        duty: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """Raises NotSupported for a foreign volume."""
+        """`duty`: of the time, that of `check.scrub` where it is not given. Raises NotSupported for a foreign volume."""
+        from cowfs.check.scrub import DUTY, require_checksums  # only who scrubs needs the checker
+
         require_checksums(volume)
         self._volume = volume
-        self._duty = duty
+        self._duty = DUTY if duty is None else duty
         self._clock = clock
         self._wall_clock = wall_clock
         self._scrub: Scrub | None = None  # the one that runs
@@ -74,6 +76,8 @@ class Scrubber:
         Returns the work, for whoever runs it; None where a scrub is running, which then gets the new `rate` (bytes per
         second at most).
         """
+        from cowfs.check.scrub import Scrub
+
         if self._scrub is not None and not restart:
             self._scrub.rate = rate
             return None

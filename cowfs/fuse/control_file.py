@@ -20,12 +20,11 @@ from dataclasses import replace
 import pyfuse3
 
 from cowfs import control
-from cowfs.control import commands
 from cowfs.control.host import Host
 from cowfs.errors import CowfsError, NotADirectory, NotFound, NotPermitted
 from cowfs.fs.attributes import Attributes
 from cowfs.fs.snapshot import Snapshots
-from cowfs.fuse import convert
+from cowfs.fuse import convert, late
 from cowfs.fuse.handlers import DirectoryHandle
 from cowfs.fuse.query import QueryDirectory, QueryHandle
 from cowfs.fuse.trees import FolderPage, SnapshotFolder, Trees
@@ -53,6 +52,8 @@ class ControlHandle:
 
     async def write(self, data: bytes) -> int:
         """Carries out the command in `data`. Raises what the command raises."""
+        from cowfs.control import commands  # which opening has loaded
+
         self._reply, self._position = b"", 0
         try:
             command = replace(control.parse(data), uid=self._uid)
@@ -72,6 +73,8 @@ class ControlHandle:
     def read(self, offset: int, size: int) -> bytes:
         """The next piece of the reply; before the first command, of that to `info`."""
         if self._reply is None:
+            from cowfs.control import commands
+
             self._reply = control.encode_reply(commands.run(control.INFO, self._host))
         if offset == 0:
             self._position = 0
@@ -168,6 +171,7 @@ class ControlDirectory:
             return await self._query.open(node)
         if node != FILE_NODE:
             raise NotFound
+        await late.commands_loaded(self._host)
         return ControlHandle(self._host, uid)
 
     def forget(self, node: int, count: int) -> None:

@@ -1,19 +1,23 @@
 """The process behind a mount: how it is started, what it opens, where it logs, and how the starter hears of it.
 
-The starter runs its own command line again in a new session, with absolute paths, and waits on a pipe that is the new
-process's standard error. The daemon says `READY` there once the mount answers, and lets go of it; every other line is
-for the user. Its command line holds the image's absolute path, and its environment is that of the starter.
+The starter forks: a second start of Python, and of what the starter has loaded, would cost more than the mount. The copy
+makes itself a daemon in a new session, without the starter's descriptors, and the starter waits on a pipe that is the copy's
+standard error. The daemon says `READY` there once the mount answers, and lets go of it; every other line is for the user.
+Its command line and its environment are those of the starter. It forks before pyfuse3 and trio are imported and before
+there is any thread, so nothing of theirs is shared.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import gc
 import logging
-import logging.handlers
 import os
-import subprocess
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -31,42 +35,47 @@ SYSLOG_SOCKET = "/dev/log"
 log = logging.getLogger("cowfs")
 
 
-def start(arguments: list[str], report: Callable[[str], None]) -> int:
-    """Starts a daemon: this program once more, with `arguments`. Returns once it serves (0) or has failed (its status).
+def start(report: Callable[[str], None]) -> int | None:
+    """Starts a daemon: a copy of this process. It returns None there, and in the starter what the command's status is.
 
-    `report` gets what it says before that, line by line.
+    The starter gets that once the copy serves (0) or has failed (its status). `report` gets what the copy says before
+    that on standard error, line by line. Only for a process without other threads, of which a copy would have half.
     """
-    process = subprocess.Popen(
-        [*_this_program(), *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-        errors="replace",
-    )
-    assert process.stderr is not None
+    assert threading.active_count() == 1
+    reading, writing = os.pipe()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()  # or it would be written twice
+    gc.freeze()  # a collection would touch, and so copy, every page that the two share
+    daemon = os.fork()
+    if daemon == 0:
+        _leave_the_starter(writing)
+        return None
+    os.close(writing)
     try:
-        for line in process.stderr:
-            if line.rstrip("\n") == READY:
-                return 0
-            report(line.rstrip("\n"))
-        status = process.wait()
+        with open(reading, encoding="utf-8", errors="replace") as said:
+            for line in said:
+                if line.rstrip("\n") == READY:
+                    return 0
+                report(line.rstrip("\n"))
+        status = os.waitstatus_to_exitcode(os.waitpid(daemon, 0)[1])
     except BaseException:
-        process.terminate()
+        os.kill(daemon, signal.SIGTERM)
         raise
-    finally:
-        process.stderr.close()
     return status if status > 0 else 1
 
 
-def _this_program() -> list[str]:
-    """How this process was started, without its arguments, so that the new one finds the same modules."""
-    count = len(sys.argv) - 1
-    own = sys.orig_argv[: len(sys.orig_argv) - count]
-    if count and sys.orig_argv[len(own) :] != sys.argv[1:]:
-        return [sys.executable, "-m", "cowfs"]
-    return [sys.executable, *own[1:]]
+def _leave_the_starter(stderr: int) -> None:
+    """Makes a copy of the starter a process of its own: a new session, and none of its descriptors."""
+    os.setsid()
+    # Where the starter has none of the first three, these may be among them.
+    null, stderr = (fcntl.fcntl(one, fcntl.F_DUPFD, 3) for one in (os.open(os.devnull, os.O_RDWR), stderr))
+    for number, descriptor in enumerate((null, null, stderr)):
+        os.dup2(descriptor, number)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # that of the listing itself
+                os.close(int(name))
 
 
 def run(image: str, mountpoint: str, options: MountOptions, *, detach: bool, report: Callable[[str], None]) -> int:
@@ -94,19 +103,24 @@ def run(image: str, mountpoint: str, options: MountOptions, *, detach: bool, rep
 def _open_volume(image: str, options: MountOptions) -> Volume:
     """Opens the volume in an image, with the layers below it; it owns them."""
     from cowfs.storage.overlay import open_layers, require_unsealed
-    from cowfs.storage.partitions import not_a_volume, open_part
     from cowfs.storage.volume import Volume
 
     device = _open(image, read_only=options.read_only)
     opened: Device = device
+    part: Device = device
     try:
         if not options.read_only:
             require_unsealed(device)  # before its lock is asked for: overlays on it hold that
         _lock(device, exclusive=not device.read_only)
-        opened = part = open_part(device, offset=options.offset, partition=options.partition)
+        if options.offset is not None or options.partition is not None:
+            from cowfs.storage.partitions import open_part  # seldom needed, and a mount is to be quick
+
+            opened = part = open_part(device, offset=options.offset, partition=options.partition)
         opened = open_layers(part, base=options.base, superblock=options.superblock)
         return Volume.open(opened, read_only=options.read_only, superblock=options.superblock)
     except NotAVolume as error:
+        from cowfs.storage.partitions import not_a_volume
+
         hint = not_a_volume(device, error) if part is device else error
         opened.close()
         raise hint from None
@@ -195,8 +209,10 @@ def _start_log(path: str | None, *, to_stderr: bool) -> None:
         handler = logging.StreamHandler()
         form = "cowfs: %(message)s"
     else:
+        from logging import handlers
+
         try:
-            handler = logging.handlers.SysLogHandler(SYSLOG_SOCKET, logging.handlers.SysLogHandler.LOG_DAEMON)
+            handler = handlers.SysLogHandler(SYSLOG_SOCKET, handlers.SysLogHandler.LOG_DAEMON)
         except OSError:
             handler = logging.NullHandler()
         form = "cowfs[%(process)d]: %(message)s"

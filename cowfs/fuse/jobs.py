@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import TYPE_CHECKING
 
 import trio
 
-from cowfs.check.scrub import Read, Work
 from cowfs.control.host import Host
-from cowfs.control.policy import Rolling
 from cowfs.errors import DeviceError
 from cowfs.storage.device import Device
+
+if TYPE_CHECKING:
+    from cowfs.check.scrub import Work
+    from cowfs.control.policy import Rolling
 
 log = logging.getLogger(__name__)
 
 
 async def run_job(device: Device, steps: Work) -> None:
     """Runs the steps to their end, or until it is cancelled; they are closed then, on the trio thread."""
+    from cowfs.check.scrub import Read  # there already, since it made the work
+
     answer: bytes | DeviceError | None = None
     try:
         while True:

@@ -25,7 +25,6 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
 from cowfs import control
-from cowfs.control import commands
 from cowfs.control.host import Host
 from cowfs.errors import (
     Corrupt,
@@ -42,7 +41,7 @@ from cowfs.errors import (
 from cowfs.fs.attributes import RENAME_NOREPLACE, AtimeMode, Attributes, Caller
 from cowfs.fs.filesystem import Filesystem
 from cowfs.fs.snapshot import Snapshots
-from cowfs.fuse import convert
+from cowfs.fuse import convert, late
 from cowfs.fuse.commits import CommitScheduler
 from cowfs.fuse.control_file import DIRECTORY_NODE, ControlDirectory, ControlHandle
 from cowfs.fuse.handlers import DirectoryHandle, FileHandle, answers, changes, waits
@@ -374,6 +373,9 @@ class Operations(pyfuse3.Operations):
             raise InvalidArgument("not for snapshots")
         texts = [name.decode("utf-8", "surrogateescape") for name in names]
         with self._one_more_command():
+            await late.commands_loaded(self._host)
+            from cowfs.control import commands
+
             await commands.execute(control.Command((*words.split(), *texts)), self._host)
 
     @waits

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 import pyfuse3
 
 from cowfs import control
-from cowfs.control import commands
 from cowfs.control.host import Host
 from cowfs.errors import CowfsError, InvalidArgument, NotADirectory, NotFound
 from cowfs.fs.attributes import Attributes
-from cowfs.fuse import convert
+from cowfs.fuse import convert, late
 
 _BLOCK_SIZE = 4096
 
@@ -116,6 +115,9 @@ class QueryDirectory:
         known = self._names.get(node)
         if known is None or known.is_directory:
             raise NotFound
+        await late.commands_loaded(self._host)
+        from cowfs.control import commands
+
         try:
             command = control.parse(control.query_decoded(known.text))
             found = await commands.execute(command, self._host, reading=True)

@@ -16,20 +16,17 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyfuse3
 import trio
 
-from cowfs.check.scrub import Work
 from cowfs.control import Reply
-from cowfs.control.policy import Rolling
-from cowfs.control.scrub import Scrubber
 from cowfs.errors import Busy, CowfsError, NoSpace, NotSupported, SpaceShort
 from cowfs.fs.filesystem import Filesystem
 from cowfs.fs.snapshot import Snapshots
 from cowfs.fs.steps import Steps
-from cowfs.fuse import loop, mounts
+from cowfs.fuse import late, loop, mounts
 from cowfs.fuse.commits import CommitScheduler
 from cowfs.fuse.jobs import carry_out_policy, run_job
 from cowfs.fuse.operations import Operations
@@ -40,6 +37,11 @@ from cowfs.storage import resize
 from cowfs.storage.discard import Discards
 from cowfs.storage.shrink import Plan
 from cowfs.storage.volume import Volume
+
+if TYPE_CHECKING:
+    from cowfs.check.scrub import Work
+    from cowfs.control.policy import Rolling
+    from cowfs.control.scrub import Scrubber
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WORKERS_IDLE = 4
@@ -110,7 +112,12 @@ class Server:
     def rolling(self) -> Rolling:
         """The rolling snapshots of the volume. Raises NotSupported on a foreign volume."""
         if self._rolling is None:
+            from cowfs.control.policy import Rolling  # most volumes have no policy
+
             self._rolling = Rolling(self.snapshots)
+            if self.commits.spare is not None and self._nursery is not None:
+                self._rolling.carried_out = True
+                self._nursery.start_soon(carry_out_policy, self._rolling, self)
         return self._rolling
 
     async def _spare(self, missing: int) -> bool:
@@ -129,6 +136,8 @@ class Server:
     def scrubber(self) -> Scrubber:
         """The scrubs of the volume. Raises NotSupported on a foreign volume."""
         if self._scrubber is None:
+            from cowfs.control.scrub import Scrubber  # for the first command of a scrub
+
             self._scrubber = Scrubber(self.filesystem.volume)
         return self._scrubber
 
@@ -263,8 +272,12 @@ class Server:
         log.info("%s is mounted on %s", self.filesystem.volume.device.name, self._mountpoint)
         if self._on_ready is not None:
             self._on_ready()
-        if self.commits.spare is not None and self._nursery is not None:
-            self._nursery.start_soon(carry_out_policy, self.rolling, self)
+        if self._nursery is not None:
+            if self.commits.spare is not None and self.filesystem.volume.settings.size:
+                _ = (
+                    self.rolling
+                )  # there may be a policy to carry out; without one, the first command about it comes here
+            self._nursery.start_soon(late.load_soon, self)
 
     async def _stop_on_signals(self) -> None:
         # While no receiver is open, a late signal must not break off the clean end.
@@ -339,8 +352,10 @@ def serve(
 
 
 def _calm_collector() -> None:
-    """What is there stays, and garbage in cycles is rare here: a full collection would only make requests wait."""
-    gc.collect()
+    """What is there stays, and garbage in cycles is rare here: a full collection would only make requests wait.
+
+    Nor is there one now, which would take a tenth of the mount's time for what garbage importing leaves.
+    """
     gc.freeze()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
 

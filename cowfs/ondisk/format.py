@@ -123,7 +123,7 @@ KIND_COUNT: Final = 3
 
 
 @record(80, spare=((0x4E, 2),))
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class RootNode(Record):
     """The root of a block tree: the size in bytes and up to 16 pointers of uniform depth."""
 
@@ -140,7 +140,7 @@ def zero_root() -> RootNode:
 
 
 @record(20)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Anchor(Record):
     """Bytes 0x1EC..0x1FF of the superblock record: says that an extension area follows, and checks it."""
 
@@ -157,7 +157,7 @@ def no_anchor() -> Anchor:
 
 
 @record(RECORD_SIZE, spare=((0x1E5, 3),))
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Superblock(Record):
     """The 512-byte superblock record. Offsets are bytes from the start of its slot."""
 
@@ -189,7 +189,7 @@ class Superblock(Record):
 
 
 @record(64)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class OverlayState(Record):
     """What an overlay says of the layers below it; of a whole volume zeros."""
 
@@ -205,7 +205,7 @@ class OverlayState(Record):
 
 
 @record(40)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class MergedState(Record):
     """The overlay that was last merged into the volume; zeros where none was."""
 
@@ -221,7 +221,7 @@ MANIFEST_ENTRY_MAX: Final = (EXTENSION_SIZE - MANIFEST_OFFSET - 8) // MANIFEST_E
 
 
 @record(MANIFEST_OFFSET, spare=((0x00C, 4), (0x350, 0xB0)))
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Extension(Record):
     """The fixed part of the extension area. Offsets are bytes from its start (slot + 0x200)."""
 
@@ -272,7 +272,7 @@ class Extension(Record):
 
 
 @record(8)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class ManifestHeader(Record):
     """At `MANIFEST_OFFSET` of the extension area; `count` entries follow."""
 
@@ -281,7 +281,7 @@ class ManifestHeader(Record):
 
 
 @record(MANIFEST_ENTRY_SIZE)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class ManifestEntry(Record):
     """A block that was written together with the slot, and only flushed together with it."""
 
@@ -290,7 +290,7 @@ class ManifestEntry(Record):
 
 
 @record(16)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class BootHead(Record):
     """The first 16 bytes of the boot block, as other readers want them."""
 
@@ -303,7 +303,7 @@ class BootHead(Record):
 
 
 @record(24)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class SlotPointer(Record):
     """At `SLOT_POINTER_OFFSET` of the boot block: where slot 2 is, should slot 1 be lost."""
 
@@ -314,7 +314,7 @@ class SlotPointer(Record):
 
 
 @record(24)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class BaseName(Record):
     """At each of `BASE_NAME_OFFSETS` of an overlay's boot block; the base's path follows, then zeros."""
 
@@ -325,7 +325,7 @@ class BaseName(Record):
 
 
 @record(INODE_SIZE)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class DiskInode(Record):
     """An inode: 128 bytes. A free inode is 128 zero bytes."""
 
@@ -351,7 +351,7 @@ class DiskInode(Record):
 
 
 @record(DIRECTORY_ENTRY_SIZE)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class ShortEntry(Record):
     """A directory entry with a name of 1..27 bytes."""
 
@@ -361,7 +361,7 @@ class ShortEntry(Record):
 
 
 @record(DIRECTORY_ENTRY_SIZE, spare=((0x05, 3), (0x10, 16)))
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class LongEntry(Record):
     """A directory entry with a name of 28..510 bytes, which lies in the long-name file."""
 
@@ -372,7 +372,7 @@ class LongEntry(Record):
 
 
 @record(LONG_NAME_HEADER_SIZE)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class LongNameHeader(Record):
     """At the start of a long-name slot; the name follows. A free slot is a pointer to Z0."""
 
@@ -380,7 +380,7 @@ class LongNameHeader(Record):
 
 
 @record(8)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class XattrHeader(Record):
     """At the start of a hidden inode's data; `count` entries follow, each padded with zero bytes to 4."""
 
@@ -389,7 +389,7 @@ class XattrHeader(Record):
 
 
 @record(8)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class XattrEntry(Record):
     """Before the name and the value of one attribute."""
 
@@ -399,7 +399,7 @@ class XattrEntry(Record):
 
 
 @record(16)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class ReclaimEntry(Record):
     """A subtree that waits to be dropped; it holds one reference to its block."""
 
@@ -411,7 +411,7 @@ class ReclaimEntry(Record):
 
 
 @record(8)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class SettingsHeader(Record):
     """The start of the settings; a JSON object in UTF-8 follows."""
 
@@ -430,7 +430,7 @@ SNAPSHOT_BASE: Final = 0x20  # internal: the live tree of a layer below, to whic
 
 
 @record(1024)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class SnapshotRecord(Record):
     """One snapshot or clone: of a committed superblock the root nodes and the counters that make a tree."""
 
@@ -453,7 +453,7 @@ class SnapshotRecord(Record):
 
 
 @record(8)
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class SnapshotIndexEntry(Record):
     """A slot of the snapshot table's index by name; home slot: the hash modulo the number of slots."""
 

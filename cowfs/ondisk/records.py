@@ -53,7 +53,10 @@ def nested(offset: int, kind: type[Record], doc: str, *, factory: Callable[[], A
 
 
 class Record:
-    """Base of all records. A subclass is a ``@dataclass(slots=True)``, finished by the decorator `record`."""
+    """Base of all records. A subclass is a ``@dataclass(slots=True, eq=False, repr=False)``, finished by `record`.
+
+    What can be the same for all stands here: each method that dataclass writes is compiled anew at every start.
+    """
 
     SIZE: ClassVar[int]
     LAYOUT: ClassVar[tuple[Layout, ...]]
@@ -96,6 +99,17 @@ class Record:
                     flat.append(value)
             return self._whole[order].pack(*flat)
         return self._whole[order].pack(*values)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return type(self)._values(self) == type(self)._values(other)
+
+    __hash__ = None  # type: ignore[assignment]  # a record changes
+
+    def __repr__(self) -> str:
+        values = (f"{item.name}={getattr(self, item.name)!r}" for item in self.LAYOUT)
+        return f"{type(self).__qualname__}({', '.join(values)})"
 
     @classmethod
     def place_of(cls, name: str) -> int:

@@ -100,7 +100,11 @@ def test_help_and_version(run: Run) -> None:
 
 
 def test_every_command_is_listed(run: Run) -> None:
-    assert set(program.program.commands) == set(COMMANDS)
+    assert program.COMMANDS == COMMANDS
+    for name in COMMANDS:
+        command = program.command_named(name)
+        assert command is not None
+        assert command.name == name
     assert isinstance(program.program, click.Group)
 
 
