@@ -188,14 +188,14 @@ class Superblock(Record):
     anchor: Anchor = nested(0x1EC, Anchor, "magic and checksum of the extension area")
 
 
-@record(64)
+@record(64, spare=((0x20, 8),))
 @dataclass(slots=True, eq=False, repr=False)
 class OverlayState(Record):
     """What an overlay says of the layers below it; of a whole volume zeros."""
 
     base_uuid: bytes = at(0x00, "16s", "UUID of the base", default=bytes(16))
     base_serial: int = at(0x10, "Q", "serial of the base's newest slot, slot 1")
-    base_checks: tuple[int, ...] = at(0x18, "4I", "state checks of the base's slot 1 and slot 2")
+    base_checks: tuple[int, ...] = at(0x18, "2I", "state checks of the base")
     base_blocks: int = at(0x28, "I", "num_blocks of the base")
     buried_free: int = at(0x2C, "I", "blocks that are free here but buried")
     buried_system: int = at(0x30, "I", "blocks of the bitmap and our own trees that are buried")
@@ -204,14 +204,14 @@ class OverlayState(Record):
     spent: int = at(0x3C, "I", "of the chain of base trees, so many at its head are of no use and wait to be dropped")
 
 
-@record(40)
+@record(40, spare=((0x20, 8),))
 @dataclass(slots=True, eq=False, repr=False)
 class MergedState(Record):
     """The overlay that was last merged into the volume; zeros where none was."""
 
     uuid: bytes = at(0x00, "16s", "UUID of the overlay", default=bytes(16))
     serial: int = at(0x10, "Q", "serial of slot 1 of the state of it that was merged")
-    checks: tuple[int, ...] = at(0x18, "4I", "state checks of its slot 1 and slot 2")
+    checks: tuple[int, ...] = at(0x18, "2I", "its state checks")
 
 
 EXTENSION_ROOTS: Final = ("checksums", "references", "snapshots", "snapshot_index", "reclaim", "settings")

@@ -1,7 +1,9 @@
-"""What a slot's 4096 bytes say of the state that it names, whether or not the volume is sealed. Pure.
+"""What a slot's 4096 bytes say of the state that it names, and of nothing else. Pure.
 
-Sealing a base must not part it from its overlays, and no more must saying that its slot 2 is about to move. So an overlay
-knows a state by checks that leave both out: the two checksums of the slot as they are, or would be, without them.
+Two commits of one state differ in serials, times and hints. None of these is the state, nor is the seal, nor that slot 2 is
+about to move; and none may part a base from its overlays, for opening a volume for writing alone makes a commit. So a state is
+known by checks that leave them out: the two checksums that the slot would have with zeros there. All else leads to the
+contents of every block in use, by numbers and checksums.
 """
 
 from __future__ import annotations
@@ -12,13 +14,23 @@ from cowfs.ondisk.records import Buffer
 
 _SEAL = f.EXTENSION_OFFSET + f.Extension.place_of("read_only_compatible")
 _RESIZING = f.EXTENSION_OFFSET + f.Extension.place_of("resizing")
+_OF_A_COMMIT = (  # (place, bytes)
+    (f.Superblock.place_of("serial"), 8),
+    (f.Superblock.place_of("atime"), 4),
+    (f.EXTENSION_OFFSET + f.Extension.place_of("serial"), 8),
+    (f.EXTENSION_OFFSET + f.Extension.place_of("commit_time"), 8),
+    (f.EXTENSION_OFFSET + f.Extension.place_of("data_hint"), 4),
+    (f.EXTENSION_OFFSET + f.Extension.place_of("metadata_hint"), 4),
+    (_RESIZING, 4),
+)
 
 
 def state_checks(slot: Buffer) -> tuple[int, int]:
-    """(record checksum, extension checksum) that a slot with an extension area has without a seal, and not `resizing`."""
+    """(record checksum, extension checksum) that any slot with an extension area that names the same state has."""
     raw = bytearray(slot)
     _put_seal(raw, on=False)
-    raw[_RESIZING : _RESIZING + 4] = bytes(4)
+    for place, size in _OF_A_COMMIT:
+        raw[place : place + size] = bytes(size)
     bare = _with_checksums(raw)
     superblock = f.Superblock.unpack(bare)
     return superblock.checksum, superblock.anchor.checksum

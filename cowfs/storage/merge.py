@@ -30,11 +30,11 @@ from cowfs.errors import Corrupt, DeviceError, InvalidArgument, NoSpace, NotSupp
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
 from cowfs.ondisk.geometry import Geometry
-from cowfs.ondisk.slots import state_checks, with_resizing
+from cowfs.ondisk.slots import with_resizing
 from cowfs.storage.commit import SlotMove
 from cowfs.storage.device import Device, FileDevice
 from cowfs.storage.layers import Buried, LayeredDevice, bit_runs
-from cowfs.storage.overlay import is_merged, renew_overlay, require_overlay, same_state, stack
+from cowfs.storage.overlay import is_merged, renew_overlay, require_overlay, stack
 from cowfs.storage.resize import reserve
 from cowfs.storage.superblock import Slot, SlotSet, build_slot, mend_slot_pointer, read_slots
 from cowfs.storage.volume import SEALED, Volume
@@ -88,7 +88,7 @@ def merge(top: Device, base: Device, *, now_ns: int, progress: Progress = lambda
     assert found.newest.extension is not None
     own = _Own(stack(top, base, found.newest.extension.overlay), read_only=False)
     own.volume.settle()
-    slots = _make_alike(base, own.volume)
+    slots = _make_alike(base)
     geometry = own.volume.geometry
     grows = geometry.num_blocks > slots.newest.geometry.num_blocks
     if grows:
@@ -232,28 +232,17 @@ def _require_room(file: FileDevice, own: _Own, size: int) -> None:
 # --- the slots of the base ---
 
 
-def _make_alike(base: Device, overlay: Volume) -> SlotSet:
-    """Both slots of the base name the state that the newest one names: a torn or rotten one is written anew. Flushes.
-
-    What is written cannot be what was there, to the byte. So the overlay is told first: should the slot that it knows be torn
-    later, it knows the other one.
-    """
+def _make_alike(base: Device) -> SlotSet:
+    """Both slots of the base name the state that the newest one names: a torn or rotten one is written anew. Flushes."""
     slots = read_slots(base)
     newest = slots.newest
     mend_slot_pointer(base, slots, newest)
     number = 3 - newest.number
     other = slots.slots.get(number)
-    if other is None or other.manifest or not same_state(newest, other):
+    if other is None or other.manifest or other.checks != newest.checks:
         superblock, extension = _copies(newest)
         superblock.serial = max(newest.serial - 1, 0)  # so that the newest one stays it
         record, area = build_slot(superblock, extension, ())
-        assert overlay.extension is not None and overlay.tx is not None
-        state = overlay.extension.overlay
-        checks = [state.base_checks[:2], state.base_checks[2:]]
-        checks[number - 1] = state_checks(record + area)
-        state.base_checks = (*checks[0], *checks[1])
-        overlay.tx.changes += 1
-        overlay.settle()
         base.write(newest.geometry.slot_offsets[number - 1], [record, area])
     base.flush()
     return read_slots(base)
@@ -282,7 +271,7 @@ class _Successor:
         mine, extension = _copies(top.newest)
         before, identity = _copies(base.newest)
         merged = f.MergedState(uuid=bytes(mine.volume_id), serial=mine.serial)
-        merged.checks = (*top.slots[1].checks, *top.slots[2].checks)
+        merged.checks = top.newest.checks
         mine.magic, mine.volume_id, mine.ctime = before.magic, before.volume_id, before.ctime
         mine.atime = now_ns // 1_000_000_000 & 0xFFFFFFFF
         for name in ("label", "format_time", "compatible", "read_only_compatible", "incompatible"):

@@ -43,8 +43,6 @@ from cowfs.storage.volume import TREE_COPIES_MAX, Volume
 
 BASE_CACHE_BYTES: Final = 1 << 20
 """What is kept of each system tree of a base; the bits made of it are kept by `Buried`."""
-_VARYING: Final = ("magic", "checksum", "serial", "atime", "anchor", "commit_time", "read_only_compatible", "resizing")
-_VARYING_HINTS: Final = ("data_hint", "metadata_hint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +131,7 @@ def stack(top: Device, base: Device, overlay: f.OverlayState) -> LayeredDevice:
     """
     slots = read_slots(base)
     found = slots.newest
-    checks = overlay.base_checks[2 * (found.number - 1) : 2 * found.number]
-    if (bytes(found.superblock.volume_id), found.checks) != (bytes(overlay.base_uuid), tuple(checks)):
+    if (bytes(found.superblock.volume_id), found.checks) != (bytes(overlay.base_uuid), tuple(overlay.base_checks)):
         if is_merged(read_slots(top), slots):
             raise BaseChanged(f"{top.name} was merged into its base {base.name}: 'cowfs merge' finishes that")
         raise BaseChanged(f"{top.name}: its base {base.name} is not what it was: {_difference(overlay, found)}")
@@ -147,8 +144,7 @@ def is_merged(top: SlotSet, base: SlotSet) -> bool:
     if extension is None or not extension.merged.serial:
         return False
     merged = extension.merged
-    checks = tuple(merged.checks[2 * (found.number - 1) : 2 * found.number])
-    return (bytes(merged.uuid), checks) == (bytes(found.superblock.volume_id), found.checks)
+    return (bytes(merged.uuid), tuple(merged.checks)) == (bytes(found.superblock.volume_id), found.checks)
 
 
 def _read(base: Device, slot: int) -> Volume:
@@ -275,22 +271,7 @@ def is_settled(slots: SlotSet) -> bool:
     first, second = slots.slots[1], slots.slots[2]
     if first.manifest or second.manifest or first.serial <= second.serial:
         return False
-    return same_state(first, second)
-
-
-def same_state(first: Slot, second: Slot) -> bool:
-    """Whether two slots name the same state of the same volume."""
-    return _without_varying(first) == _without_varying(second)
-
-
-def _without_varying(slot: Slot) -> list[object]:
-    """All fields of a slot but those that differ between two commits of the same state."""
-    fields: list[object] = []
-    for record in (slot.superblock, slot.extension):
-        if record is not None:
-            names = [item.name for item in record.LAYOUT if item.name not in (*_VARYING, *_VARYING_HINTS)]
-            fields += [getattr(record, name) for name in names]
-    return fields
+    return first.checks == second.checks
 
 
 def default_size(base: Device) -> int:
@@ -381,7 +362,7 @@ def renew_overlay(top: Device, base: Device, *, now_ns: int) -> LayeredDevice:
 def _first_state(top: Device, base: Device, geometry: Geometry, *, now_ns: int) -> tuple[Volume, LayeredDevice]:
     """The volume that an overlay begins with, nothing of which is written: that of the base, as large as that one."""
     slots = require_settled(base)
-    first, second = slots.slots[1], slots.slots[2]
+    first = slots.slots[1]
     below = _read(base, first.number)
     assert below.extension is not None
     extension = f.Extension.unpack(below.extension.pack())
@@ -392,7 +373,7 @@ def _first_state(top: Device, base: Device, geometry: Geometry, *, now_ns: int) 
     overlay = f.OverlayState(
         base_uuid=bytes(superblock.volume_id),
         base_serial=first.serial,
-        base_checks=(*first.checks, *second.checks),
+        base_checks=first.checks,
         base_blocks=below.geometry.num_blocks,
         buried_free=lower.buried_free,
         buried_system=extension.system_blocks,

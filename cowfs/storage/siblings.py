@@ -52,7 +52,6 @@ def _has_base_name(device: Device) -> bool:
 
 def _names(overlay: f.OverlayState, slots: SlotSet) -> bool:
     return any(
-        (bytes(overlay.base_uuid), tuple(overlay.base_checks[2 * (number - 1) : 2 * number]))
-        == (bytes(slot.superblock.volume_id), slot.checks)
-        for number, slot in slots.slots.items()
+        (bytes(overlay.base_uuid), tuple(overlay.base_checks)) == (bytes(slot.superblock.volume_id), slot.checks)
+        for slot in slots.slots.values()
     )

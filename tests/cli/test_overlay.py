@@ -215,6 +215,13 @@ def test_a_base_that_was_written_is_refused(overlay: Path, base: Path, run: Run)
     assert run("check", overlay)[0] == 8
 
 
+def test_a_command_that_fails_on_the_base_costs_no_overlay(overlay: Path, base: Path, run: Run) -> None:
+    for words in (("reset", base), ("snapshot", "delete", base, "none"), ("rollback", base, "none")):
+        assert run(*words)[0] == 1
+    code, _, said = run("info", overlay)
+    assert (code, said) == (0, "")
+
+
 def test_an_overlay_in_use_keeps_writers_from_its_base_and_nobody_else(overlay: Path, base: Path) -> None:
     layers = open_layers(FileDevice.open(overlay, read_only=False))
     writer, reader = FileDevice.open(base, read_only=False), FileDevice.open(base, read_only=True)
@@ -383,7 +390,7 @@ def test_a_lost_name_of_the_base_is_found_in_the_other_place_or_told_anew(overla
         {"base_blocks": 0xFFFFFFFF},
         {"base_serial": 1 << 63},
         {"base_uuid": bytes(16)},
-        {"base_checks": (0, 0, 0, 0)},
+        {"base_checks": (0, 0)},
         {"buried_free": 0xFFFFFFFF},
         {"buried_system": 0xFFFFFFFF},
     ],

@@ -220,7 +220,7 @@ def test_growing_without_an_announcement_is_caught(monkeypatch: pytest.MonkeyPat
 
 def test_slots_that_are_not_made_alike_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     base, top = pair(512, 0)
-    monkeypatch.setattr(m, "_make_alike", lambda base, overlay: read_slots(base))
+    monkeypatch.setattr(m, "_make_alike", read_slots)
     assert "neither slot is valid" in caught(rotten(base, 1), top, both_slots=False)
 
 

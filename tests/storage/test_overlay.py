@@ -354,6 +354,25 @@ def test_a_base_that_changed_is_refused_with_what_changed() -> None:
     assert stack(overlay.top, Base.of(second), state_of(overlay)).key == overlay.key
 
 
+def test_commits_that_change_nothing_part_no_base_from_its_overlays() -> None:
+    """Opening for writing makes one, whatever follows: a command that is refused, or a mount that only looks."""
+    base = new_device()
+    fill(base, {b"file": b"old"})
+    overlay = new_overlay(base)
+    fill(again(overlay), {b"new": b"new"})
+    serial = read_slots(base).newest.serial
+    for closes in (False, True, False):
+        volume = Volume.open(base, clock=lambda: START + 10**15)
+        if closes:
+            volume.close()
+        assert read_slots(base).newest.serial > serial
+        assert contents(again(overlay)) == {b"file": b"old", b"new": b"new"}
+        check_image(again(overlay))
+    fill(base, {b"other": b"x"})
+    with pytest.raises(BaseChanged, match="written since"):
+        again(overlay)
+
+
 def test_a_base_with_other_contents_at_the_same_serial_is_refused() -> None:
     device = new_device()
     copy = MemoryDevice.from_image(device.image())
