@@ -8,19 +8,23 @@ of that does not help, whoever knows what can be spared is asked (`spare`).
 Invariants:
 - `CommitScheduler.commit` returns only when a commit is durable that holds everything done before it was called.
 - Only one commit is in flight.
-- Sealing and publishing run in the trio thread, undisturbed, since they never await; only writing out is a thread's.
+- Sealing and publishing run in the trio thread, undisturbed, since they never await. Writing out is another thread's,
+  unless the commit is small and the device quick (`writer`): then all of it is one step, and whoever asked never waits.
+- Where that is so, and more requests wait to be read, they are served before: those that want a commit share this one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import trio
 
 from cowfs.errors import CowfsError, DeviceError, NoSpace, SpaceShort
+from cowfs.fuse.writer import Pace, Writer
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage import resize
 from cowfs.storage.commit import SealedCommit
@@ -35,6 +39,8 @@ EARLY_COMMIT_BYTES = 2 << 20
 """Dirty metadata after which work in the background has a commit made: sealing so much takes a few milliseconds."""
 SPACE_ROUNDS_MAX = 64
 """How often an operation is tried again while the volume says that a commit brings space forward."""
+GATHER_SECONDS = 0.002
+"""How long a commit that would be made at once lets requests come before it: making another costs about as much."""
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +67,19 @@ class _Round:
 class CommitScheduler:
     """Commits of one volume, which no longer commits by itself. All methods are for the trio thread."""
 
-    def __init__(self, volume: Volume, *, interval: float, free_orphans: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        volume: Volume,
+        *,
+        interval: float,
+        free_orphans: Callable[[], bool] = lambda: False,
+        requests_wait: Callable[[], bool] = lambda: False,
+        pace: Pace | None = None,
+    ) -> None:
         """`interval` is the longest time, in seconds, that a change stays in memory only.
 
         `free_orphans` frees a slice of what could not be freed when its last user went, and of trees without a name; it
-        says whether there is more.
+        says whether there is more. `requests_wait` says whether there are requests that nobody has read yet.
         """
         volume.inline_commits = False
         self.commits = 0
@@ -82,7 +96,12 @@ class CommitScheduler:
         self._growing = trio.Lock()
         self._always_read_only = volume.read_only
         self._failure: CowfsError | None = None
-        self._writer = trio.CapacityLimiter(1)  # of its own: threads may be waiting for requests that wait for a commit
+        self._writer = (
+            Writer()
+        )  # not one of trio's threads: all of them may be waiting for requests that wait for a commit
+        self._pace = pace or Pace()
+        self._requests_wait = requests_wait
+        self._gathering: trio.Event | None = None  # set when whoever lets requests come before its commit has done so
         self._wanted = trio.Event()
         self._reclaimable = trio.Event()
         self._reclaimable.set()
@@ -110,15 +129,33 @@ class CommitScheduler:
             return
         mine = self._next
         mine.complete |= complete
+        gathered = False
         while not mine.done.is_set():
             self._check_alive()
             if self._current is not None:
                 await self._current.done.wait()
             elif self._alone is not None:
                 await self._alone.wait()
+            elif self._gathering is not None:
+                await self._gathering.wait()
+            elif not gathered and self._pace.is_quick and self._requests_wait():
+                gathered = True
+                await self._gather()
             else:
                 await self._perform()
         mine.result()
+
+    async def _gather(self) -> None:
+        """Lets requests be served that wait already, for a short time, so that those which want a commit join `_next`."""
+        self._gathering = trio.Event()
+        end = time.monotonic() + GATHER_SECONDS
+        try:
+            await trio.lowlevel.checkpoint()
+            while self._requests_wait() and time.monotonic() < end:
+                await trio.lowlevel.checkpoint()
+        finally:
+            self._gathering.set()
+            self._gathering = None
 
     async def grow(self, geometry: Geometry) -> None:
         """Commits a larger size of the volume, whose device is as long already. Who waits for commits gets them meanwhile.
@@ -195,6 +232,7 @@ class CommitScheduler:
                     if not self._volume.reclaim_slice(RECLAIM_SLICE_BLOCKS):
                         break
                     await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()  # a commit need not be one
             await self.commit(complete=not self._volume.dirty)
             try:
                 return operation()
@@ -248,8 +286,12 @@ class CommitScheduler:
     async def _write(self, sealed: SealedCommit) -> None:
         volume = self._volume
         try:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(sealed.write_out, limiter=self._writer)
+            if not sealed.is_small:
+                await self._writer.run(sealed.write_out)
+            elif self._pace.is_quick:
+                self._pace.measure(sealed.write_out, serving=True)
+            else:
+                await self._writer.run(lambda: self._pace.measure(sealed.write_out, serving=False))
         except CowfsError as error:
             self._fail(error)
             volume.publish_failed(sealed, error)
@@ -344,5 +386,6 @@ class CommitScheduler:
             try:
                 return self._volume.reclaim_slice(RECLAIM_SLICE_BLOCKS)
             except SpaceShort:
+                await trio.lowlevel.checkpoint()
                 await self.commit(complete=not self._volume.dirty)
         return False

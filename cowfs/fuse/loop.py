@@ -10,7 +10,8 @@ Invariants.
 
 - One worker at a time waits for the descriptor: the one that holds the lock. It has released the lock before its handler
   runs.
-- No lost wake-up: while the lock is free and workers wait for it, one of them has been woken and has not run yet.
+- No lost wake-up: whenever a task has suspended while the lock is free and workers wait for it, one of them has been woken
+  and has not run yet. A worker that takes the lock again before it suspends wakes nobody.
 - Trio gets to run its other tasks, timers and descriptors after `YIELD_REQUESTS` requests or `YIELD_SECONDS`, whichever
   comes first, however busy the mount is. Added to that is at most the last handler's own running time, or
   `LINGER_SECONDS` when there was no request.
@@ -66,11 +67,17 @@ def session_fd() -> int:
     return _session_wait.fd
 
 
-class BargingLock:
+def requests_wait() -> bool:
+    """Whether there is a request that nobody has read yet. False before a worker first waited for one."""
+    return _session_wait.requests_wait()
+
+
+class BargingLock(trio.abc.Instrument):
     """A lock for ``async with`` that goes to whoever runs, not to whoever waited longest.
 
-    Taking it when it is free never suspends. Releasing it wakes at most one waiter, and none while one that was woken has
-    not run; the woken waiter takes the lock only if it is still free when it runs, else it waits again. Not reentrant.
+    Taking it when it is free never suspends. One waiter is woken if the lock is free when a task suspends, and none while
+    one that was woken has not run; the woken waiter takes the lock only if it is still free when it runs, else it waits
+    again. Not reentrant.
     """
 
     def __init__(self) -> None:
@@ -80,6 +87,7 @@ class BargingLock:
 
     async def __aenter__(self) -> None:
         while self._held:
+            trio.lowlevel.add_instrument(self)  # of the running scheduler, which may be another than last time
             # A cancelled waiter leaves the lot here. It cannot be the one that was woken: that one is out of the lot
             # already and always comes back to the next line, cancelled or not.
             await self._waiters.park()
@@ -90,7 +98,10 @@ class BargingLock:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._held = False
-        if not self._waking and self._waiters:
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Trio's call whenever a task has suspended or ended."""
+        if not self._held and not self._waking and self._waiters:
             self._waking = True
             self._waiters.unpark()
 
@@ -132,6 +143,10 @@ class SessionWait:
             return
         self._last_idle = task
         await self._park()
+
+    def requests_wait(self) -> bool:
+        """Whether the descriptor is readable, or broken."""
+        return self.fd >= 0 and bool(self._poll(0))
 
     def notify_closing(self, fd: int) -> None:
         """Make a `wait_readable` in progress raise `trio.ClosedResourceError`, wherever it is suspended."""

@@ -77,7 +77,12 @@ class Server:
         else:
             snapshots = self._snapshots = Snapshots(volume, atime=options.atime)
             self.trees = Trees(_top(snapshots, options), snapshots)
-        self.commits = CommitScheduler(volume, interval=options.commit_seconds, free_orphans=self._free_orphans)
+        self.commits = CommitScheduler(
+            volume,
+            interval=options.commit_seconds,
+            free_orphans=self._free_orphans,
+            requests_wait=loop.requests_wait,
+        )
         self.mount: Reply | None = {
             "mountpoint": mountpoint,
             "pid": os.getpid(),

@@ -20,7 +20,7 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cowfs.errors import Corrupt
 from cowfs.ondisk import format as f
@@ -34,6 +34,9 @@ from cowfs.storage.superblock import build_slot, write_slot_pointer
 
 if TYPE_CHECKING:
     from cowfs.storage.volume import Volume
+
+SMALL_BYTES: Final = 256 << 10
+"""A commit of no more is a small one: a quick device has it on the medium in less than a millisecond."""
 
 
 @dataclass(slots=True)
@@ -77,8 +80,14 @@ class SealedCommit:
     manifest_count: int
     freed: Freed
     blocks: dict[int, Buffer]
+    born_bytes: int  # allocated in the generation, whether still in use, written before the seal, or neither
     metadata: list[int] = field(default_factory=list)
     move: SlotMove | None = None  # then serial and slot are those of slot 1, which ends it
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it takes one flush, of little: `SMALL_BYTES` at most, those included that were written before the seal."""
+        return self.one_flush and self.move is None and self.born_bytes <= SMALL_BYTES
 
     def write_out(self) -> None:
         """Makes the commit durable. Raises DeviceError; the volume must then be latched, whatever was written."""
@@ -117,6 +126,7 @@ class Sealer:
         self._place()
         blocks, sums = self._contents()
         born = self._born(sums)
+        born_bytes = spacemap.born_count * store.block_size
         manifest = {} if complete or born is None else born
         one_flush = born is not None and (not complete or not (blocks or born))
         self._fill_records()
@@ -141,6 +151,7 @@ class Sealer:
             manifest_count=len(manifest),
             freed=spacemap.seal(),
             blocks=blocks,
+            born_bytes=born_bytes,
             metadata=metadata,
             move=move,
         )

@@ -94,6 +94,7 @@ class Sealed:
         self.books = books
         self.changes = changes
         self.complete = complete
+        self.is_small = False
 
     def write_out(self) -> None:
         assert threading.current_thread() is not threading.main_thread()
