@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cowfs import control
 from cowfs.cli.output import require_mount
 from cowfs.cli.place import Place
-from cowfs.errors import Busy, NotAVolume, ReadOnly
+from cowfs.errors import Busy, CowfsError, NotAVolume, ReadOnly
 from cowfs.fuse import mounts
 
 if TYPE_CHECKING:
@@ -76,6 +76,11 @@ def carry_out(target: str, command: control.Command, *, write: bool = False, pla
         if write and volume.read_only:
             raise ReadOnly(f"{target}: read-only: {volume.read_only_reason}")
         snapshots = Snapshots(volume)
-        reply = commands.run(command, Offline(snapshots.live, snapshots))
+        try:
+            reply = commands.run(command, Offline(snapshots.live, snapshots))
+        except CowfsError:
+            with contextlib.suppress(CowfsError):  # what was refused leaves the volume as a clean unmount does
+                volume.settle()
+            raise
         snapshots.close()
         return reply

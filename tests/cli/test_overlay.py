@@ -16,7 +16,7 @@ from cowfs.fs import Caller
 from cowfs.fs.snapshot import Snapshots
 from cowfs.ondisk import format as f
 from cowfs.storage.device import Device, FileDevice
-from cowfs.storage.overlay import open_layers, set_base_path
+from cowfs.storage.overlay import is_settled, open_layers, set_base_path
 from cowfs.storage.superblock import build_slot, read_slots
 from cowfs.storage.volume import Volume
 from mkcowfs import cli as mkcowfs
@@ -218,6 +218,9 @@ def test_a_base_that_was_written_is_refused(overlay: Path, base: Path, run: Run)
 def test_a_command_that_fails_on_the_base_costs_no_overlay(overlay: Path, base: Path, run: Run) -> None:
     for words in (("reset", base), ("snapshot", "delete", base, "none"), ("rollback", base, "none")):
         assert run(*words)[0] == 1
+        device = FileDevice.open(base, read_only=True)
+        assert is_settled(read_slots(device)), "it could not become a base"
+        device.close()
     code, _, said = run("info", overlay)
     assert (code, said) == (0, "")
 
