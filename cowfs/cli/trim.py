@@ -14,7 +14,12 @@ _STEP_MIN = 1 << 30
 
 @click.command()
 @click.argument("target", metavar="IMAGE|MNT", type=click.Path(readable=False))
-@click.option("--minimum", metavar="BYTES", type=click.IntRange(min=0), help="Leave out free pieces that are shorter.")
+@click.option(
+    "--minimum",
+    metavar="BYTES",
+    type=click.IntRange(min=0),
+    help="Leave out free pieces that are shorter; at most 1 GiB counts.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def trim(target: str, minimum: int | None, as_json: bool) -> None:
     """Give all free space of a volume back: as holes in an image file, as discarded sectors on a block device.

@@ -29,6 +29,8 @@ SLICE_BYTES: Final = 256 << 20
 """Given back at once: what is withheld from writers meanwhile."""
 DISCARD_BYTES_MIN: Final = 64 << 10
 """What is shorter is not worth a system call after each commit; `trim` takes everything."""
+LEAST_MAX_BYTES: Final = 1 << 30
+"""A run as long as this is never left out: finding out how long one is looks at so much of the bitmap around each slice."""
 PAGES_MAX: Final = 64
 """Pages of the bitmap that a trim looks at in one slice."""
 
@@ -48,12 +50,13 @@ class Trim:
     """Gives back all free blocks of a range, a slice at a time: `take`, `punch`, `give_back`, as often as there is `more`."""
 
     def __init__(self, volume: Volume, first: int, end: int, *, least: int = 1) -> None:
-        """Blocks from `first` to before `end`; free runs shorter than `least` are left out. Raises ReadOnly."""
+        """Blocks from `first` to before `end`; free runs shorter than `least`, or LEAST_MAX_BYTES, are left out. Raises
+        ReadOnly."""
         volume.check_writable()
         self.position = first
         self._volume = volume
         self._end = end
-        self._least = least
+        self._least = min(least, LEAST_MAX_BYTES // volume.geometry.block_size)
 
     @property
     def more(self) -> bool:

@@ -465,8 +465,8 @@ class SpaceMap:
     ) -> tuple[list[tuple[int, int]], int]:
         """Runs of blocks from `start` on that can be given out, and where to go on: (first, count).
 
-        Those shorter than `least` are left out; there are about `most` blocks in them at the most, and so many bitmap pages
-        are looked at. Raises Corrupt, DeviceError.
+        What belongs to free runs shorter than `least` is left out; there are about `most` blocks at the most, and so many
+        bitmap pages are looked at, and around a run that is cut as many as `least` takes. Raises Corrupt, DeviceError.
         """
         found = Freed()
         at, end = start, min(end, self.num_blocks)
@@ -487,7 +487,30 @@ class SpaceMap:
             if not known and found.count == before and self.evictable(index):
                 self.bitmap.forget(index)
             pages -= 1
-        return [run for run in found.runs if run[1] >= least], at
+        cut = (start, at)
+        runs = [
+            (first, count)
+            for first, count in found.runs
+            if count >= least or ((first in cut or first + count in cut) and self._is_in_run_of(least, first, count))
+        ]
+        return runs, at
+
+    def _is_in_run_of(self, least: int, start: int, count: int) -> bool:
+        """Whether a free run is, with what is free before and behind it, as long as `least`."""
+        end = start + count
+        while end - start < least and end < self.num_blocks:
+            index, bit = divmod(end, self._page_bits)
+            number = self._run_length(index, bit, min(least, self.num_blocks - end))
+            end += number
+            if not number:
+                break
+        while end - start < least and start:
+            index, bit = divmod(start - 1, self._page_bits)
+            _, number, busy = bit_runs(self._page(index).busy, 0, bit + 1)[-1]
+            if busy:
+                break
+            start -= number
+        return end - start >= least
 
     def withhold(self, start: int, count: int) -> None:
         """Blocks that could be given out are not, until `give_back` (I41)."""

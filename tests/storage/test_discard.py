@@ -189,6 +189,45 @@ def test_a_trim_reads_little_and_forgets_what_it_read() -> None:
     assert len(volume.bitmap._pages) < 100
 
 
+def test_short_runs_are_left_out_and_long_ones_are_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the slices cut them: what counts is how long a run is, not how long a piece of it."""
+    from cowfs.storage import discard
+
+    device = device_of(64 * MIB)
+    filesystem = opened(device)
+    volume = filesystem.volume
+    for number in range(40):
+        make(filesystem, b"%d" % number, random.Random(number).randbytes(200_000))
+    for number in range(0, 40, 2):
+        filesystem.unlink(f.ROOT_INODE, b"%d" % number)
+    for _ in range(3):
+        volume.commit(complete=True)
+    runs: list[tuple[int, int]] = []
+    trim = Trim(volume, 0, 1 << 32)
+    while trim.more:
+        taken = trim.take()
+        trim.give_back(taken)
+        for run in taken:
+            before = runs.pop() if runs and sum(runs[-1]) == run[0] else (run[0], 0)
+            runs.append((before[0], before[1] + run[1]))
+    lengths = sorted(count for _, count in runs)
+    assert lengths[0] < 40 and 40 < lengths[-2] < lengths[-1] > 8000
+    monkeypatch.setattr(discard, "PAGES_MAX", 1)
+    for slice_bytes in (1 << 30, 150 * 4096, 30 * 4096):
+        monkeypatch.setattr(discard, "SLICE_BYTES", slice_bytes)
+        for least in (40, 200, 5000, lengths[-1] + 1):
+            trim = Trim(volume, 0, 1 << 32, least=least)
+            found = 0
+            while trim.more:
+                taken = trim.take()
+                found += sum(count for _, count in taken)
+                trim.give_back(taken)
+            assert found == sum(count for count in lengths if count >= least), (slice_bytes, least)
+    filesystem.close()
+    volume.close()
+    assert_sound(device)
+
+
 # --- what commits free ---
 
 
