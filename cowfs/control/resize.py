@@ -28,8 +28,13 @@ async def _resize(arguments: Arguments, host: Host) -> Reply:
     text = arguments.words[0].decode("utf-8", "surrogateescape")
     geometry = r.geometry_of(volume, parse_new_size(text, old.end, volume.device.size()))
     preallocate, dry_run = arguments.flag("preallocate"), arguments.flag("dry-run")
-    if host.scrubber.running:
-        raise Busy("a scrub is running: stop it first, or wait for its end")
+    with host.scrubber.none_meanwhile("the volume is getting another size"):
+        return await _resize_to(geometry, host, preallocate=preallocate, dry_run=dry_run)
+
+
+async def _resize_to(geometry: Geometry, host: Host, *, preallocate: bool, dry_run: bool) -> Reply:
+    volume = host.filesystem.volume
+    old = volume.geometry
     if geometry.num_blocks > old.num_blocks:
         r.check_growth(volume, geometry)
         if not dry_run:

@@ -7,13 +7,14 @@ crash, goes on when it is started again. Where nothing can be written, they are 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from cowfs.control.wire import Reply
-from cowfs.errors import CowfsError, InvalidArgument
+from cowfs.errors import Busy, CowfsError, InvalidArgument
 from cowfs.storage.settings import Settings
 from cowfs.storage.volume import Volume
 
@@ -54,6 +55,7 @@ class Scrubber:
         self._clock = clock
         self._wall_clock = wall_clock
         self._scrub: Scrub | None = None  # the one that runs
+        self._forbidden: list[str] = []  # why none may start now
         self._saved_at = 0.0
         self._record: dict[str, Any] = {}
         try:
@@ -70,12 +72,25 @@ class Scrubber:
         """Whether a scrub is under way."""
         return self._scrub is not None
 
+    @contextlib.contextmanager
+    def none_meanwhile(self, reason: str) -> Iterator[None]:
+        """No scrub runs, and none starts, in the block of a `with` statement. Raises Busy where one is running."""
+        if self.running:
+            raise Busy("a scrub is running: stop it first, or wait for its end")
+        self._forbidden.append(reason)
+        try:
+            yield
+        finally:
+            self._forbidden.remove(reason)
+
     def start(self, *, rate: float | None = None, restart: bool = False) -> Work | None:
         """Starts a scrub, where the last one ended unless that was at its end, or with `restart` at the beginning.
 
         Returns the work, for whoever runs it; None where a scrub is running, which then gets the new `rate` (bytes per
-        second at most).
+        second at most). Raises Busy in a block of `none_meanwhile`.
         """
+        if self._forbidden:
+            raise Busy(self._forbidden[0])
         from cowfs.check.scrub import Scrub
 
         if self._scrub is not None and not restart:

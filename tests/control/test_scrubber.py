@@ -13,9 +13,10 @@ from cowfs.control import commands, parse
 from cowfs.control.host import Offline
 from cowfs.control.scrub import SETTING, SUSPECTS_MAX, Scrubber, bytes_per_second
 from cowfs.control.specification import Arguments
-from cowfs.errors import InvalidArgument
+from cowfs.errors import Busy, InvalidArgument
 from cowfs.fs import Caller
 from cowfs.fs.snapshot import Snapshots
+from cowfs.ondisk.geometry import Geometry
 from cowfs.storage.device import MemoryDevice
 from cowfs.storage.settings import Settings
 from cowfs.storage.volume import Volume
@@ -44,6 +45,30 @@ def reopened(volume: Volume, *, sound: bool = True) -> Volume:
     if sound:
         assert_sound(volume.device)
     return Volume.open(volume.device)
+
+
+class Impatient(Offline):
+    """Starts a scrub while the volume grows, as somebody else behind the same mount may."""
+
+    async def grow(self, geometry: Geometry, *, preallocate: bool) -> None:
+        with pytest.raises(Busy, match="getting another size"):
+            self.scrubber.start()
+        await super().grow(geometry, preallocate=preallocate)
+
+
+def test_no_scrub_starts_while_the_volume_gets_another_size() -> None:
+    snapshots = Snapshots(volume_with_data()[0])
+    host = Impatient(snapshots.live, snapshots)
+    commands.run(parse(b"resize +4M"), host)
+    work = host.scrubber.start()
+    assert work is not None
+    with pytest.raises(Busy, match="a scrub is running"):
+        commands.run(parse(b"resize +4M"), host)
+    for _ in answered(snapshots.volume.device, work, None):
+        pass
+    commands.run(parse(b"resize +4M"), host)
+    snapshots.close()
+    assert_sound(snapshots.volume.device)  # type: ignore[arg-type]
 
 
 def test_from_the_beginning_to_the_end() -> None:
