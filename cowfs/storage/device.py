@@ -377,9 +377,11 @@ class FileDevice:
             yield start, at - start
 
     def unlink(self) -> None:
-        """Removes the file, durably; it goes on until it is closed. Raises DeviceError."""
+        """Removes the file, durably; it goes on until it is closed. Raises DeviceError, also where its name has another."""
         try:
             path = os.path.realpath(self.name)
+            if not os.path.samestat(os.stat(path), os.fstat(self._descriptor)):
+                raise DeviceError(f"{self.name} is another file by now: not removed")
             os.unlink(path)
         except OSError as error:
             raise _failure(self.name, "remove it", error) from error

@@ -396,3 +396,18 @@ def test_reading_leaves_no_access_time_where_that_may_be_asked_for(
     assert [bool(how & os.O_NOATIME) for how in flags] == [True, False]
     FileDevice.open(path, read_only=False).close()
     assert not flags[-1] & os.O_NOATIME
+
+
+def test_a_file_is_removed_only_while_its_name_is_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"contents")
+    device = FileDevice.open(path, read_only=False)
+    path.rename(tmp_path / "moved")
+    path.write_bytes(b"somebody else's")
+    with pytest.raises(DeviceError, match="another file by now"):
+        device.unlink()
+    assert path.read_bytes() == b"somebody else's"
+    (tmp_path / "moved").replace(path)
+    device.unlink()
+    device.close()
+    assert not path.exists()
