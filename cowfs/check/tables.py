@@ -77,28 +77,26 @@ def _check_pins(report: p.Report, extension: f.Extension, pins: dict[int, int]) 
         report.add(p.PINS_LEFT, f"{len(pins)}")
     if extension.pin_count != len(pins):
         report.add(p.PINS, f"{len(pins)} counted, {extension.pin_count} found")
-    following = extension.first_pin
-    while following:
-        if following not in pins:
-            report.add(p.PINS, f"place {following - 1} has no pin, or one that was there before")
-            return
-        following = pins.pop(following)
-    if pins:
-        report.add(p.PINS, f"{len(pins)} are not in it")
+    _check_chain(report, p.PINS, extension.first_pin, pins, "no pin")
 
 
 def _check_bases(report: p.Report, overlay: f.OverlayState, bases: dict[int, int]) -> None:
     """The chain leads to each base's tree once and ends, and there are as many as the overlay needs, and those it does not."""
     if len(bases) != overlay.depth + overlay.spent:
         report.add(p.BASE_TREES, f"{len(bases)} counted for {overlay.depth} layers and {overlay.spent} of no use")
-    following = overlay.base_snapshot
-    while following:
-        if following not in bases:
-            report.add(p.BASE_TREES, f"place {following - 1} has none, or one that was there before")
+    _check_chain(report, p.BASE_TREES, overlay.base_snapshot, bases, "none")
+
+
+def _check_chain(report: p.Report, kind: p.Kind, first: int, following: dict[int, int], nothing: str) -> None:
+    """From `first`, each place leads to its `following` one, once, and all are in it. Takes away what it meets."""
+    place = first
+    while place:
+        if place not in following:
+            report.add(kind, f"place {place - 1} has {nothing}, or one that was there before")
             return
-        following = bases.pop(following)
-    if bases:
-        report.add(p.BASE_TREES, f"{len(bases)} are not in it")
+        place = following.pop(place)
+    if following:
+        report.add(kind, f"{len(following)} are not in it")
 
 
 def _check_index(reader: BlockReader, report: p.Report, root: f.RootNode, indexed: dict[int, int]) -> None:
