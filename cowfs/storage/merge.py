@@ -34,7 +34,7 @@ from cowfs.ondisk.slots import with_resizing
 from cowfs.storage.commit import SlotMove
 from cowfs.storage.device import Device, FileDevice
 from cowfs.storage.layers import Buried, LayeredDevice, bit_runs
-from cowfs.storage.overlay import is_merged, renew_overlay, require_overlay, stack
+from cowfs.storage.overlay import is_merged, leaves_slot_2, renew_overlay, require_overlay, stack
 from cowfs.storage.resize import reserve
 from cowfs.storage.superblock import Slot, SlotSet, build_slot, mend_slot_pointer, read_slots
 from cowfs.storage.volume import SEALED, Volume
@@ -107,6 +107,12 @@ def _allowed(top: Device, base: Device) -> tuple[SlotSet, SlotSet]:
             raise DeviceError(f"{device.name}: a superblock cannot be read: {found.unreadable}")
         if found.newest.extension is not None and found.newest.extension.is_sealed:
             raise ReadOnly(f"{device.name}: {SEALED}")
+    old, new = below.newest.geometry, slots.newest.geometry
+    if not leaves_slot_2(old, new) and not is_merged(slots, below):
+        raise NotSupported(
+            f"{top.name} is only {new.end - old.end} bytes larger than {base.name}, whose second superblock would be"
+            f" overwritten with no other one valid: 'cowfs resize {top.name} +{f.SLOT_AREA_SIZE}' first"
+        )
     return slots, below
 
 

@@ -287,7 +287,18 @@ def overlay_geometry(base: Device, size: int) -> Geometry:
     wanted = geometry_for_size(size, geometry.block_size)
     if wanted.num_blocks < geometry.num_blocks:
         raise InvalidArgument(f"an overlay is no smaller than its base: {geometry.end} bytes, not {size}")
+    if not leaves_slot_2(geometry, wanted):
+        least = Geometry(geometry.block_size, geometry.num_blocks + geometry.blocks_of(f.SLOT_AREA_SIZE)).end
+        raise InvalidArgument(
+            f"an overlay has the size of its base, {geometry.end} bytes, or at least {least}, not {size}: else the two"
+            " could not be merged"
+        )
     return wanted
+
+
+def leaves_slot_2(old: Geometry, new: Geometry) -> bool:
+    """Whether a volume of the old size that gets the new one can keep its slot 2 until the new one is written (I40, I45)."""
+    return new.num_blocks == old.num_blocks or new.slot_offsets[1] >= old.slot_offsets[1] + f.SLOT_AREA_SIZE
 
 
 def make_overlay(

@@ -74,7 +74,7 @@ def test_merging(more: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("block_size", "more"), [(512, 0), (512, 8), (512, 300), (1024, 1), (2048, 5000), (4096, 0)])
+@pytest.mark.parametrize(("block_size", "more"), [(512, 0), (512, 8), (512, 300), (1024, 4), (2048, 5000), (4096, 0)])
 def test_merging_closely(block_size: int, more: int) -> None:
     """The same, with more of the images that could be left, and with power cuts in the second try."""
     found = look_at_merging(block_size, more, CLOSE)
