@@ -141,6 +141,7 @@ class MergeCrash:
         self._lower = lower
         self._run = run
         self._rng = random.Random(seed)
+        self._choices = random.Random(seed)
         self._nested = nested
         self._both_slots = both_slots
         self._before = before
@@ -191,10 +192,14 @@ class MergeCrash:
         self.found.tried += 1
         tree = self._judge_base(base)
         self._judge_overlay(base.data, top.data, tree)
-        if digest[0] < self.thorough.opened:
+        if self._chosen(self.thorough.opened):
             self._open_base(base.data, tree)
-        if digest[1] < self.thorough.again:
-            self._merge_again(base.data, top.data, nested=digest[2] < self.thorough.second and not self._nested)
+        if self._chosen(self.thorough.again):
+            self._merge_again(base.data, top.data, nested=not self._nested and self._chosen(self.thorough.second))
+
+    def _chosen(self, share: int) -> bool:
+        """Of 256 asked so, `share` are; not by the images, in which the time of day stands: each run does as much."""
+        return self._choices.randrange(256) < share
 
     def _judge_base(self, image: CrashImage) -> TreeState:
         """Sound, old or new, to us and to Linux, and also when a slot is lost besides."""
@@ -207,7 +212,7 @@ class MergeCrash:
                 self._linux.look(image.data)
             device = self._lower(MemoryDevice.from_image(image.data))
             slots = read_slots(device)
-            if self._both_slots and len(slots.slots) == 2 and key[0] < self.thorough.lost:
+            if self._both_slots and len(slots.slots) == 2 and self._chosen(self.thorough.lost):
                 for slot in slots.slots.values():
                     self.found.lost += 1
                     place = slot.geometry.slot_offsets[slot.number - 1]
