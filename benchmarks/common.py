@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cowfs.check import check_device
+from cowfs.errors import NotFound
 from cowfs.fs import Caller
 from cowfs.fs.filesystem import Filesystem
 from cowfs.fs.snapshot import Snapshots
@@ -63,6 +64,14 @@ class Bench:
 
     def mkdir(self, parent: int, name: bytes) -> int:
         return self.live.mkdir(parent, name, 0o755, CALLER).ino
+
+    def want_missing(self, parent: int, number: int) -> None:
+        """Looks for what nobody made. Raises Failed where it is there."""
+        try:
+            self.live.lookup(parent, b"no file %d" % number)
+        except NotFound:
+            return
+        wanted(False, "there is a file that nobody made")
 
     def reopen(self) -> None:
         """A clean unmount and a mount: nothing is left in memory."""

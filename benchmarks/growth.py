@@ -31,7 +31,6 @@ from benchmarks.common import (
     timed,
     wanted,
 )
-from cowfs.errors import NotFound
 from cowfs.fs.snapshot import Snapshots
 from cowfs.ondisk.format import ROOT_INODE
 from cowfs.ondisk.geometry import geometry_for_size
@@ -160,18 +159,11 @@ def _in_directory(made: Bench, parent: int, count: int) -> tuple[str, ...]:
     live = made.live
     chosen = [choose.randrange(count) for _ in range(PROBES)]
 
-    def missing(number: int) -> None:
-        try:
-            live.lookup(parent, b"no file %d" % number)
-        except NotFound:
-            return
-        wanted(False, "there is a file that nobody made")
-
     def look(number: int) -> None:
         live.lookup(parent, b"file %d" % chosen[number])
 
     opened, first, second = cost(1, look), cost(PROBES, look), cost(PROBES, look)
-    absent = cost(PROBES, missing)
+    absent = cost(PROBES, lambda number: made.want_missing(parent, number))
     create = cost(PROBES, lambda number: live.create(parent, b"new %d" % number, 0o644, CALLER))
     unlink = cost(PROBES, lambda number: live.unlink(parent, b"new %d" % number))
     made.volume.commit()

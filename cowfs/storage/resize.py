@@ -139,12 +139,7 @@ def grow(volume: Volume, geometry: Geometry, *, preallocate: bool = False) -> No
             except NoSpace:
                 renounce(volume)
                 raise
-    try:
-        sealed.write_out()
-    except BaseException as error:
-        volume.publish_failed(sealed, error)
-        raise
-    volume.publish(sealed)
+    volume.finish(sealed)
 
 
 def _bring_forward(volume: Volume) -> None:

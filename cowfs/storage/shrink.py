@@ -293,13 +293,7 @@ def shrink(volume: Volume, geometry: Geometry) -> Plan:
     except BaseException as error:
         volume.latch(error)
         raise
-    sealed = seal_moved(volume)
-    try:
-        sealed.write_out()
-    except BaseException as error:
-        volume.publish_failed(sealed, error)
-        raise
-    volume.publish(sealed)
+    volume.finish(seal_moved(volume))
     volume.settle()
     device = volume.device
     if not (isinstance(device, FileDevice) and device.is_block_device):

@@ -566,7 +566,10 @@ class Volume:
 
     def commit(self, *, complete: bool = False) -> None:
         """Seal, write out and publish in one go. Raises DeviceError (and latches) when the device fails."""
-        sealed = self.seal(complete=complete)
+        self.finish(self.seal(complete=complete))
+
+    def finish(self, sealed: SealedCommit) -> None:
+        """Writes a sealed commit out and publishes it. Raises DeviceError (and latches) when the device fails."""
         try:
             sealed.write_out()
         except BaseException as error:

@@ -47,14 +47,7 @@ class OverlayRun(TreeRun):
         if keep is not None:
             self.trees[keep] = before, False
             self.adopt_atimes_of(keep)
-        now = self.model.now
-        self.model = self.bases[-1].copy()
-        self.model.now = now
-        self.filesystem = self.snapshots.live
-        self.model.forget_users()
-        self.adopt_atimes()
-        self.commit()
-        self.compare()
+        self.go_on_with(self.bases[-1])
 
 
 def one_run(seed: int, block_size: int, steps: int, layers: int) -> OverlayRun:

@@ -102,8 +102,12 @@ class TreeRun(Run):
             assert saved.name.startswith(b"before-rollback-") and not saved.writable
             self.trees[saved.name] = before, False
             self.adopt_atimes_of(saved.name)
+        self.go_on_with(self.trees[name][0])
+
+    def go_on_with(self, state: Model) -> None:
+        """The live tree is another one, whose state this was."""
         now = self.model.now
-        self.model = self.trees[name][0].copy()
+        self.model = state.copy()
         self.model.now = now
         self.filesystem = self.snapshots.live
         self.model.forget_users()

@@ -238,16 +238,22 @@ def discarding() -> tuple[Discarding, Filesystem, Discards]:
     return device, filesystem, discards
 
 
-def test_freed_runs_are_given_back_when_they_may_be_reused() -> None:
+def after_a_mebibyte_was_freed() -> tuple[Discarding, Filesystem, Discards]:
+    """A file was written and removed; after the second commit nobody needs its blocks."""
     device, filesystem, discards = discarding()
-    volume = filesystem.volume
     make(filesystem, b"file", b"x" * MIB)
     filesystem.sync()
     filesystem.unlink(f.ROOT_INODE, b"file")
-    volume.commit()
+    filesystem.volume.commit()
     assert not discards.waiting
-    volume.commit(complete=True)
+    filesystem.volume.commit(complete=True)
     assert discards.waiting
+    return device, filesystem, discards
+
+
+def test_freed_runs_are_given_back_when_they_may_be_reused() -> None:
+    device, filesystem, discards = after_a_mebibyte_was_freed()
+    volume = filesystem.volume
     free = volume.spacemap.available  # type: ignore[union-attr]
     discards.finish()
     gone = blocks_of(volume, device.discarded)
@@ -261,14 +267,8 @@ def test_freed_runs_are_given_back_when_they_may_be_reused() -> None:
 
 def test_nothing_goes_back_after_a_failure() -> None:
     """What turned read-only writes nothing, and a punch is a write."""
-    device, filesystem, discards = discarding()
+    device, filesystem, discards = after_a_mebibyte_was_freed()
     volume = filesystem.volume
-    make(filesystem, b"file", b"x" * MIB)
-    filesystem.sync()
-    filesystem.unlink(f.ROOT_INODE, b"file")
-    volume.commit()
-    volume.commit(complete=True)
-    assert discards.waiting
     volume.latch(DeviceError("broken"))
     volume.close()
     assert not discards.waiting and not device.discarded
