@@ -73,8 +73,8 @@ class CloneOperations(ReleaseOperations):
         """Whether the tree was rolled back, or deleted."""
         return self._orphans is None
 
-    def begin_copy(self, source: CloneOperations, inode: Inode, parent: int, name: bytes) -> Inode:
-        """The hidden root of a copy of a directory of `source`, empty yet, which is to be `name` in `parent`.
+    def begin_copy(self, source: CloneOperations, inode: Inode, parent: int, name: bytes) -> int:
+        """The number of the hidden root of a copy of a directory of `source`, empty yet, which is to be `name` in `parent`.
 
         `parent` and the root are held until `finish_copy` or `abandon_copy`. Raises NotFound, Exists, NameTooLong,
         TooManyLinks, NoSpace, SpaceShort, Corrupt, each before anything changes.
@@ -89,15 +89,15 @@ class CloneOperations(ReleaseOperations):
             self.inodes.prepare_allocation(1 if holder is None else 2)
             self._admit(name_cost(self.tree, COPY_INODES) + orphan_cost(self.tree, orphans.levels) + 1)
             copy = self._copy_directory(inode, holder, parent, links=0)
-            orphans.add(copy.number)
+            orphans.add(copy)
         self.hold(parent)
-        self.hold(copy.number)
+        self.hold(copy)
         return copy
 
     def copy_entry(
         self,
         source: CloneOperations,
-        where: Inode,
+        parent: int,
         index: int,
         entry: bytes,
         inode: Inode,
@@ -105,11 +105,12 @@ class CloneOperations(ReleaseOperations):
         *,
         keep_privileges: bool,
     ) -> int:
-        """Puts a copy of what an entry of a directory of `source` names behind the last entry of the hidden `where`.
+        """Puts a copy of what an entry of a directory of `source` names behind the last entry of the hidden `parent`.
 
         `known`: the copy of an inode that has been copied under another name. Returns the number of the copy. Raises
         NoSpace, SpaceShort, TooManyLinks, Corrupt, each before anything changes.
         """
+        where = self._inode(parent)
         if known is None and inode.is_directory and where.links >= f.LINK_COUNT_MAX:
             raise TooManyLinks  # only damage has so many in one directory
         holder, own = _attributes(source, inode, keep_privileges) if known is None else (None, b"")
@@ -126,7 +127,7 @@ class CloneOperations(ReleaseOperations):
                 self.inodes.add_link(known)
                 number = known
             elif inode.is_directory:
-                number = self._copy_directory(inode, holder, where.number, links=2).number
+                number = self._copy_directory(inode, holder, parent, links=2)
                 where.links += 1 if where.links else 0  # the hidden root has no links until it has a name
             else:
                 now = self._now()
@@ -134,9 +135,10 @@ class CloneOperations(ReleaseOperations):
             self.directories.append_copy(where, root, index, self._entry_of(entry, number, block))
         return number
 
-    def finish_copy(self, copy: Inode, subdirectories: int, parent: int, name: bytes) -> Attributes:
+    def finish_copy(self, number: int, subdirectories: int, parent: int, name: bytes) -> Attributes:
         """Gives a hidden root, all of which is there now, its name. Raises Exists, NotFound, TooManyLinks, NoSpace."""
         where, directory = self._directory_for_change(parent)
+        copy = self._inode(number)
         orphans = self._orphans
         assert orphans is not None
         self._check_new(directory, name)
@@ -147,29 +149,28 @@ class CloneOperations(ReleaseOperations):
             now = self._now()
             root = self.inodes.make_writable(where)
             self.inodes.make_writable(copy)
-            orphans.remove(copy.number)
+            orphans.remove(number)
             copy.links = 2 + subdirectories
             copy.ctime = now
-            self.directories.add(where, root, name, copy.number)
+            self.directories.add(where, root, name, number)
             where.links += 1
             where.mtime = where.ctime = now
-        self.unhold(copy.number)
+        self.unhold(number)
         self.unhold(parent)
         return self.inodes.attributes(copy)
 
-    def abandon_copy(self, copy: Inode, parent: int) -> None:
+    def abandon_copy(self, number: int, parent: int) -> None:
         """The copy is not wanted any more: `release_slice` takes it apart."""
         if self._orphans is None:
             return  # the tree is no more; where it was saved, its list of orphans was
-        self.unhold(copy.number)
+        self.unhold(number)
         self.unhold(parent)
 
-    def _copy_directory(self, inode: Inode, holder: Inode | None, parent: int, *, links: int) -> Inode:
-        """A copy of a directory, without its entries."""
+    def _copy_directory(self, inode: Inode, holder: Inode | None, parent: int, *, links: int) -> int:
+        """The number of a copy of a directory, without its entries."""
         number = self._copy_inode(inode, holder, b"", links=links, keep_privileges=True, now=self._now())
-        copy = self._inode(number)
-        self.directories.make_first_block(self.inodes.make_writable(copy), number, parent)
-        return copy
+        self.directories.make_first_block(self.inodes.make_writable(self._inode(number)), number, parent)
+        return number
 
     def _name_block(self, source: CloneOperations, entry: bytes) -> int | None:
         """The block with the name of a long entry."""

@@ -124,7 +124,7 @@ class Core:
         self._orphans = None
         self._late_orphans.clear()
         self._doomed.clear()
-        self.inodes = _Gone()  # type: ignore[assignment]
+        self.inodes.close()
 
     def free_orphans(self) -> None:
         """Frees the orphans without users; what there is no space for waits for the next call, or mount.
@@ -287,13 +287,6 @@ class Core:
             raise Exists
         if len(name) > f.SHORT_NAME_MAX:
             self._names.prepare()
-
-
-class _Gone:
-    """Stands in for the inodes of a tree that is no more."""
-
-    def __getattr__(self, name: str) -> object:
-        raise Stale("the tree is no more")
 
 
 def check_name(name: bytes) -> None:

@@ -8,8 +8,10 @@ Invariants:
   followed for writing. A clean inode equals its bytes in the leaf. What `make_writable` returned dies with the epoch.
 - The status byte of a new inode, and the zeros of a freed one, are in the leaf at once: the search for a free inode reads
   the leaf. All else is written back at the seal.
-- There is never more than one object for a number: one that left the cache while an operation still holds it is found
-  again. A changed inode, or one with an access time that is not written yet, never leaves the cache.
+- There is one object for a number. What was found stays in memory until half of the bound of others were found after it;
+  a changed inode, or one with an access time that is not written yet, stays until it is written. So an operation may hold
+  what it found until it ends, but nobody holds an inode of a tree that changes from one operation to the next: he asks by
+  number again.
 
 Locking: the core thread only.
 """
@@ -20,9 +22,8 @@ import stat
 from collections.abc import Callable
 from os import makedev
 from typing import Final
-from weakref import WeakValueDictionary
 
-from cowfs.errors import Corrupt, NoSpace
+from cowfs.errors import Corrupt, NoSpace, Stale
 from cowfs.fs.attributes import NANOSECONDS, STAT_BLOCK_SIZE, Attributes, decode_device
 from cowfs.fs.freelist import FreeList
 from cowfs.ondisk import format as f
@@ -53,7 +54,6 @@ class Inode:
     """An inode in memory. Times are nanoseconds since 1970, `birth` is seconds, `rdev` the stored device number."""
 
     __slots__ = (
-        "__weakref__",
         "atime",
         "attributes",
         "birth",
@@ -125,7 +125,7 @@ class InodeTable:
         geometry = volume.geometry
         self.tree = tree
         self.cached: dict[int, Inode] = {}
-        self._alive: WeakValueDictionary[int, Inode] = WeakValueDictionary()
+        self._older: dict[int, Inode] = {}  # what `cached` was before it was full and begun anew
         self._volume = volume
         self._trees = volume.trees
         self._own = not volume.foreign
@@ -140,8 +140,8 @@ class InodeTable:
         self._prepared: list[int | None] = []
         self._last_leaf: tuple[int, int, Buffer] = (-1, 0, b"")  # index, `Transaction.changes` then, contents
         self.on_change: Callable[[], None] = lambda: None  # something will have to be written back
-        self._kept_max = min(INODE_CACHE_MAX, volume.cache_bytes // INODE_BYTES)
-        self._trim_at = self._kept_max  # number of cached inodes at which some are forgotten
+        self._closed = False
+        self._full = max(1, min(INODE_CACHE_MAX, volume.cache_bytes // INODE_BYTES) // 2)  # inodes in each of the two
         if tree.num_inodes * f.INODE_SIZE > tree.inodes.size:
             raise Corrupt("inode file", wanted=f"{tree.num_inodes} inodes", found=f"{tree.inodes.size} bytes")
         leaves = tree.num_inodes // self._per_leaf
@@ -150,16 +150,16 @@ class InodeTable:
     # --- reading ---
 
     def find(self, number: int) -> Inode | None:
-        """Inode `number`, None where there is none or it is free. Raises Corrupt, DeviceError."""
+        """Inode `number`, None where there is none or it is free. Raises Stale after `close`, Corrupt, DeviceError."""
         inode = self.cached.get(number)
-        if inode is None and 0 < number <= self.tree.num_inodes:
-            inode = self._alive.get(number)
-            if inode is None:
+        if inode is None:
+            if self._closed:
+                raise Stale("the tree is no more")
+            inode = self._in_memory(number)
+            if inode is None and 0 < number <= self.tree.num_inodes:
                 inode = self._load(number)
             if inode is not None:
-                self.cached[number] = self._alive[number] = inode
-                if len(self.cached) > self._trim_at:
-                    self._trim()
+                self._keep(inode)
         return inode
 
     def get(self, number: int, whose: str) -> Inode:
@@ -265,33 +265,59 @@ class InodeTable:
         if kind == stat.S_IFLNK and root.size > f.SYMLINK_SIZE_MAX:
             raise Corrupt(f"{what}: length of a symlink", wanted=f"<= {f.SYMLINK_SIZE_MAX}", found=root.size)
 
-    def _trim(self) -> None:
-        """Forgets inodes that were read longest ago, but nothing that still has to be written."""
-        excess = len(self.cached) - self._kept_max * 3 // 4
-        for number in list(self.cached):
-            if number not in self._dirty and number not in self._late_atimes:
-                del self.cached[number]
-                excess -= 1
-                if excess <= 0:
-                    break
-        # Where most of them wait to be written, looking again at once would find no more.
-        self._trim_at = max(self._kept_max, len(self.cached) * 5 // 4)
+    def _in_memory(self, number: int) -> Inode | None:
+        """An inode that is in memory."""
+        for inodes in (self.cached, self._older, self._dirty, self._late_atimes):
+            inode = inodes.get(number)
+            if inode is not None:
+                return inode
+        return None
+
+    def _keep(self, inode: Inode) -> None:
+        """Keeps an inode that was just found, and forgets those that were found longest ago once there are too many."""
+        self.cached[inode.number] = inode
+        if len(self.cached) >= self._full:
+            self._older, self.cached = self.cached, {}
+
+    @property
+    def in_memory(self) -> int:
+        """How many inodes are kept in memory, besides what waits to be written; some may count twice."""
+        return len(self.cached) + len(self._older)
+
+    def _forget(self, number: int) -> None:
+        self.cached.pop(number, None)
+        self._older.pop(number, None)
+
+    def forget_clean(self) -> None:
+        """Lets go of all that does not wait to be written."""
+        self.cached, self._older = {}, {}
+
+    def close(self) -> None:
+        """The tree is no more: nothing is found or made writable any longer."""
+        self._closed = True
+        for inode in self._dirty.values():
+            inode.token = None
+        for inodes in (self.cached, self._older, self._dirty, self._late_atimes):
+            inodes.clear()
 
     # --- changing ---
 
     def make_writable(self, inode: Inode) -> WritableRoot:
         """Must come before every change of an inode (I6); the token for its block tree, valid in this epoch.
 
-        Raises Corrupt, DeviceError, before anything changed.
+        Raises Stale after `close`, Corrupt, DeviceError, before anything changed.
         """
         token = inode.token
         if token is None or inode.epoch != self._trees.epoch:
+            if self._closed:
+                raise Stale("the tree is no more")
+            assert self._dirty.get(inode.number, inode) is inode, f"inode {inode.number} is changed by two"
             self._trees.prepare_leaf(self.tree.writable_inodes(), (inode.number - 1) // self._per_leaf)
             inode.epoch = self._trees.epoch
             token = inode.token = self._trees.token(inode.root)
             self.on_change()
             self._dirty[inode.number] = inode
-            self.cached[inode.number] = inode
+            self._keep(inode)
         inode.attributes = None
         return token
 
@@ -309,7 +335,7 @@ class InodeTable:
         inode.token = self._trees.token(inode.root)
         self.on_change()
         self._dirty[inode.number] = inode
-        self.cached[inode.number] = self._alive[inode.number] = inode
+        self._keep(inode)
         return inode
 
     def allocate_copy(self, source: Inode, root: Root, *, mode: int, links: int, xattr_inode: int = 0, now: int) -> int:
@@ -331,8 +357,8 @@ class InodeTable:
         return inode.number
 
     def add_link(self, number: int) -> None:
-        """Gives an inode one more link; in its leaf at once where nobody has it in memory."""
-        inode = self._alive.get(number)
+        """Gives an inode one more link; in its leaf at once where it is not in memory."""
+        inode = self._in_memory(number)
         if inode is not None:
             self.make_writable(inode)
             inode.links += 1
@@ -355,8 +381,7 @@ class InodeTable:
         self._free.add(index)
         del self._dirty[inode.number]
         self._late_atimes.pop(inode.number, None)
-        del self.cached[inode.number]
-        del self._alive[inode.number]
+        self._forget(inode.number)
 
     def set_atime_late(self, inode: Inode, now: int) -> int:
         """Moves an access time in memory only; returns how many such are waiting to be written."""
@@ -364,7 +389,7 @@ class InodeTable:
         inode.attributes = None
         if inode.number not in self._dirty:
             self._late_atimes[inode.number] = inode
-            self.cached[inode.number] = inode
+            self._keep(inode)
         return len(self._late_atimes)
 
     @property
@@ -386,7 +411,7 @@ class InodeTable:
     def forget_late_atimes(self) -> None:
         """Gives waiting access times up: there is no room to write them."""
         for inode in self._late_atimes.values():
-            self.cached.pop(inode.number, None)
+            self._forget(inode.number)
         self._late_atimes.clear()
 
     @property
@@ -412,9 +437,6 @@ class InodeTable:
                 inode.epoch = NEVER
                 inode.token = None
         self._dirty.clear()
-        self._trim_at = self._kept_max
-        if len(self.cached) > self._kept_max:
-            self._trim()
         self.tree.inode_hint = self._free.hint * self._per_leaf + 1
 
     def _store(self, inode: Inode, leaf: bytearray, offset: int) -> None:

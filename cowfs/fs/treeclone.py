@@ -26,10 +26,13 @@ CLONE_SLICE = 16
 
 @dataclass(slots=True)
 class _Level:
-    """A directory being copied: `entries` of its leaf `leaf` - 1, done up to byte `at`; `count` entries of the copy."""
+    """A directory being copied: `entries` of its leaf `leaf` - 1, done up to byte `at`; `count` entries of the copy.
+
+    The source's inode can be held, since its tree does not change; the copy's is asked for by its number.
+    """
 
     source: Inode
-    copy: Inode
+    copy: int
     count: int = 2
     subdirectories: int = 0
     leaf: int = 0
@@ -132,7 +135,7 @@ class TreeClone:
         self.copied += 1
         if inode.is_directory:
             level.subdirectories += 1
-            self._enter(_Level(inode, self._target.inode(copy)))
+            self._enter(_Level(inode, copy))
         elif known is not None and left == 1:
             del self._linked[number]
         elif inode.links > 1:

@@ -17,7 +17,7 @@ from cowfs.ondisk.times import encode_time
 from cowfs.storage.blockio import pointer_bytes
 from cowfs.storage.blocktree import Root
 from cowfs.storage.device import Device
-from cowfs.storage.pagedtree import tree_root
+from cowfs.storage.pagedtree import CHECKSUM_ENTRY_WORDS, tree_root
 from cowfs.storage.spacemap import new_bitmap_padding
 from cowfs.storage.superblock import Slot, slot_pointer
 from cowfs.storage.volume import Volume
@@ -92,7 +92,7 @@ def empty_volume(device: Device, geometry: Geometry, label: bytes, uuid: bytes, 
         label=label,
         data_hint=max(len(ZERO_BLOCKS), blocks // DATA_HINT_SHARE),
         metadata_hint=len(ZERO_BLOCKS),
-        checksums=tree_root(geometry, blocks * f.CHECKSUM_SIZE, ZERO_BLOCKS, entry_words=2),
+        checksums=tree_root(geometry, blocks * f.CHECKSUM_SIZE, ZERO_BLOCKS, CHECKSUM_ENTRY_WORDS),
         references=tree_root(geometry, blocks * f.REFERENCE_SIZE, ZERO_BLOCKS),
     )
     volume = Volume(device, Slot(1, geometry, superblock, extension), read_only_reason="")

@@ -30,21 +30,26 @@ from cowfs.storage.blockio import BlockStore, hole_pointer
 
 PAGE_CACHE_BYTES = 16 << 20
 NODE_CACHE_BYTES = 8 << 20
+CHECKSUM_ENTRY_WORDS = 2  # of an entry in a node of the tree of checksums
 Key = tuple[int, int]
 """(level, index): (0, i) is page i; (k, i) the node above pages i * fanout^k and following."""
 
 
 class PagedTree:
-    """An array of bytes in pages of one block, sparse, grown at will. Absent pages read as zeros."""
+    """An array of bytes in pages of one block, sparse, grown at will. Absent pages read as zeros.
 
-    entry_words = 1
+    `entry_words`: of each entry in a node, of which the first is the pointer.
+    """
 
-    def __init__(self, name: str, store: BlockStore, zero_blocks: tuple[int, ...], root: f.RootNode) -> None:
+    def __init__(
+        self, name: str, store: BlockStore, zero_blocks: tuple[int, ...], root: f.RootNode, entry_words: int = 1
+    ) -> None:
         self.name = name
         self.store = store
         self.zero_blocks = zero_blocks
         self.page_size = store.block_size
-        self.fanout = store.geometry.fanout // self.entry_words
+        self.entry_words = entry_words
+        self.fanout = store.geometry.fanout // entry_words
         self.size = root.size
         self.levels = root.levels
         self.ptr = list(root.ptr)
@@ -491,12 +496,10 @@ class BitmapTree(PagedTree):
 class ChecksumTree(PagedTree):
     """The Merkle tree over all blocks: page entries are the crc32c of a block by its number."""
 
-    entry_words = 2
-
     def __init__(
         self, store: BlockStore, zero_blocks: tuple[int, ...], root: f.RootNode, top_checks: tuple[int, ...]
     ) -> None:
-        super().__init__("checksums", store, zero_blocks, root)
+        super().__init__("checksums", store, zero_blocks, root, CHECKSUM_ENTRY_WORDS)
         self.top_checks = list(top_checks)
         self.per_page = self.page_size // f.CHECKSUM_SIZE
 

@@ -43,7 +43,13 @@ from cowfs.storage.device import Device
 from cowfs.storage.discard import Discards
 from cowfs.storage.forest import TREE_COST, Forest
 from cowfs.storage.layers import Buried, layered, overlay_key
-from cowfs.storage.pagedtree import BitmapTree, ChecksumTree, PagedTree, tree_capacity_blocks
+from cowfs.storage.pagedtree import (
+    CHECKSUM_ENTRY_WORDS,
+    BitmapTree,
+    ChecksumTree,
+    PagedTree,
+    tree_capacity_blocks,
+)
 from cowfs.storage.reclaim import ReclaimQueue
 from cowfs.storage.snapshots import SnapshotTable
 from cowfs.storage.spacemap import Freed, SpaceMap
@@ -76,7 +82,7 @@ def system_capacity(geometry: Geometry) -> int:
     blocks = geometry.num_blocks
     return (
         tree_capacity_blocks(geometry, -(-blocks // 8))
-        + tree_capacity_blocks(geometry, blocks * f.CHECKSUM_SIZE, ChecksumTree.entry_words)
+        + tree_capacity_blocks(geometry, blocks * f.CHECKSUM_SIZE, CHECKSUM_ENTRY_WORDS)
         + tree_capacity_blocks(geometry, blocks * f.REFERENCE_SIZE)
     )
 
@@ -160,12 +166,11 @@ class Volume:
         self.buried: Buried | None = None if layers is None else layers.buried
         zero = slot.extension.zero_blocks if slot.extension else ()
         self.zero_blocks: tuple[int, ...] = zero
-        self.tx: Transaction | None = None
-        self.spacemap: SpaceMap | None = None
         self.system_trees: list[PagedTree] = []
-        if slot.extension is not None:
-            self._open_system(slot.superblock, slot.extension)
-        self.trees = BlockTrees(self.store, zero, self.tx)
+        tx = None if slot.extension is None else self._open_system(slot.superblock, slot.extension)
+        self.tx: Transaction | None = tx
+        self.spacemap: SpaceMap | None = None if tx is None else tx.spacemap
+        self.trees = BlockTrees(self.store, zero, tx)
         self.live = Tree(self.trees, LIVE_TREE, slot.superblock, writable=not read_only_reason)
         self._sealed_changes = 0
         self._operation = Operation(self)
@@ -230,7 +235,8 @@ class Volume:
                 volume.drop_pins()
         return volume
 
-    def _open_system(self, superblock: f.Superblock, extension: f.Extension) -> None:
+    def _open_system(self, superblock: f.Superblock, extension: f.Extension) -> Transaction:
+        """The trees that belong to the volume, and what changes them."""
         store, zero = self.store, extension.zero_blocks
         if len(set(zero)) != f.ZERO_BLOCK_COUNT or any(z >= store.num_blocks for z in zero):
             raise Corrupt("zero blocks", wanted="four numbers in the volume", found=zero)
@@ -270,7 +276,7 @@ class Volume:
             self.settings,
             self.checksums,
         ]
-        self.spacemap = SpaceMap(
+        spacemap = SpaceMap(
             store,
             self.bitmap,
             self.references,
@@ -280,15 +286,16 @@ class Volume:
             buried=self.buried,
             buried_free=extension.overlay.buried_free,
         )
-        self.bitmap.evictable = self.spacemap.evictable
+        self.bitmap.evictable = spacemap.evictable
         self.reclaim = ReclaimQueue(self.reclaim_tree, extension.reclaim_count)
-        self.tx = Transaction(store, self.spacemap, self.reclaim, zero)
-        self.tx.on_leak = self.notes.append
+        tx = Transaction(store, spacemap, self.reclaim, zero)
+        tx.on_leak = self.notes.append
         self._without_reserve = (self.reclaim_tree, self.snapshots, self.snapshot_index, self.settings)
         for tree in self._without_reserve:
             tree.on_write = self._count_change
         table = SnapshotTable(self.snapshots, self.snapshot_index, extension.snapshot_count)
         self.forest = Forest(self, table)
+        return tx
 
     def _count_change(self) -> None:
         assert self.tx is not None

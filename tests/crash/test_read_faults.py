@@ -82,9 +82,7 @@ def forget_all(run: ScriptRun) -> None:
 
 def forget_files(filesystem: Filesystem) -> None:
     inodes, directories = filesystem.inodes, filesystem.directories
-    for number in list(inodes.cached):
-        if number not in inodes._dirty and number not in inodes._late_atimes:
-            del inodes.cached[number]
+    inodes.forget_clean()
     for number in list(directories._hot):
         directories.forget(number)
 

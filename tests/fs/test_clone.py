@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from cowfs.errors import CowfsError, Exists, IsADirectory, NoSpace, NotADirectory, NotFound, ReadOnly, TooManyLinks
-from cowfs.fs import AtimeMode, Attributes, Caller, Filesystem
+from cowfs.fs import AtimeMode, Attributes, Caller, Filesystem, inode
 from cowfs.fs.diff import diff
 from cowfs.fs.snapshot import Snapshots
 from cowfs.fs.treeclone import TreeClone
@@ -371,6 +371,27 @@ def test_a_copy_from_a_snapshot_to_a_branch(trees: Trees) -> None:
     assert_sound(trees.device)
 
 
+def test_a_copy_holds_no_inode_from_one_slice_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between slices so much else is found that no inode of the copy is still in memory; the copy is whole all the same."""
+    monkeypatch.setattr(inode, "INODE_CACHE_MAX", 4)
+    trees = Trees(new_device(64 * MIB))
+    live = trees.live
+    top = sample(live)
+    others = [new_file(live, b"other %d" % number) for number in range(20)]
+    pinned = trees.pin(trees.volume.live)
+    clone = TreeClone(Filesystem(trees.volume, tree=pinned), top, live, 1, b"copy", entries=1)
+    while clone.step():
+        trees.volume.commit()
+        for ino in others:
+            live.getattr(ino)
+        assert clone._root is not None
+        live.setattr(clone._root.copy, mode=stat.S_IMODE(live.getattr(top).mode))
+    copy = clone.finish().ino
+    trees.unpin(pinned)
+    assert contents(live, copy) == contents(live, trees.clone_tree(top, b"at once").ino)
+    trees.end()
+
+
 @pytest.mark.parametrize("slices", [1, 3, 7])
 def test_what_a_crash_leaves_of_a_copy_is_released_in_slices(slices: int) -> None:
     device = new_device(64 * MIB)
@@ -410,7 +431,7 @@ def test_releasing_a_tree_spares_what_hangs_elsewhere_as_well() -> None:
     clone = TreeClone(Filesystem(trees.volume, tree=pinned), top, live, 1, b"copy", entries=3)
     assert clone.step()
     assert clone._root is not None
-    copy = clone._root.copy
+    copy = live.inode(clone._root.copy)
     with trees.volume.operation():
         live.directories.add(copy, live.inodes.make_writable(copy), b"damage", victim)
     clone.abandon()

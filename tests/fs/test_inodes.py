@@ -128,9 +128,55 @@ def test_a_small_cache_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
                 filesystem.sync()
                 for ino in directories:
                     filesystem.getattr(ino)
-                assert len(filesystem.inodes.cached) <= 8 + 1
+                assert filesystem.inodes.in_memory <= 8
         for (where, name), size in sizes.items():
             assert filesystem.lookup(where, name).size == size
+
+
+def test_what_was_found_stays_until_as_many_others_were_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INODE_CACHE_MAX", 16)
+    with filesystem_on(new_device()) as filesystem:
+        numbers = [create(filesystem, b"%d" % number) for number in range(30)]
+        filesystem.sync()
+        inodes = filesystem.inodes
+        first = filesystem.inode(numbers[0])
+        for number in numbers[1:8]:
+            assert filesystem.inode(numbers[0]) is first
+            filesystem.inode(number)
+        assert filesystem.inode(numbers[0]) is first
+        for number in numbers[8:]:
+            filesystem.inode(number)
+            assert inodes.in_memory <= 16
+        again = filesystem.inode(numbers[0])
+        assert again is not first
+        # An operation may still hold it, and then it is the one; but two are never changed side by side.
+        inodes.make_writable(first)
+        assert filesystem.inode(numbers[0]) is first
+        with pytest.raises(AssertionError, match="changed by two"):
+            inodes.make_writable(again)
+        for number in numbers[1:]:
+            filesystem.inode(number)
+        assert filesystem.inode(numbers[0]) is first
+
+
+def test_nothing_is_found_or_changed_in_a_tree_that_is_no_more() -> None:
+    filesystem = open_filesystem(new_device())
+    ino = create(filesystem, b"file")
+    inode = filesystem.inode(ino)
+    filesystem.inodes.make_writable(inode)
+    filesystem.detach()
+    for operation in (
+        lambda: filesystem.getattr(ino),
+        lambda: filesystem.lookup(1, b"file"),
+        lambda: create(filesystem, b"another"),
+        lambda: filesystem.unlink(1, b"file"),
+        lambda: filesystem.inodes.make_writable(inode),
+        lambda: filesystem.getattr(12345678),
+    ):
+        with pytest.raises(Stale):
+            operation()
+    assert not filesystem.inodes.has_changes
+    assert not filesystem.inodes.in_memory
 
 
 def test_neighbours_are_read_from_one_leaf_until_something_changes() -> None:
@@ -147,7 +193,7 @@ def test_neighbours_are_read_from_one_leaf_until_something_changes() -> None:
         assert leaves == [0]
         filesystem.setattr(numbers[1], mode=0o600)
         filesystem.volume.commit()
-        filesystem.inodes.cached.clear()
+        filesystem.inodes.forget_clean()
         assert stat.S_IMODE(filesystem.getattr(numbers[1]).mode) == 0o600
         assert stat.S_IMODE(filesystem.getattr(numbers[2]).mode) == 0o644
         assert len(leaves) == 2

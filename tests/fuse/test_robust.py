@@ -185,7 +185,7 @@ def test_what_the_kernel_forgets_takes_no_memory(count: int) -> None:
     trio.run(main)
     assert tree._users == held
     assert not door.operations._handles
-    assert len(tree.inodes.cached) <= 32768 + 1
+    assert tree.inodes.in_memory <= 32768
     assert not tree.inodes._dirty
 
 
