@@ -38,7 +38,7 @@ from collections.abc import Callable
 from typing import Final
 
 from cowfs.check.crashdevice import RecordingDevice
-from cowfs.check.crashtest import Ended, Layers, Synced, TreeState, WatchedVolume, observe, one_layer, open_watched
+from cowfs.check.crashtest import Ended, Layers, Synced, TreeState, Watch, observe, one_layer, open_watched
 from cowfs.errors import CowfsError, CrossTree, InvalidArgument, NoSpace, NotFound, ReadOnly, SpaceShort
 from cowfs.fs import RENAME_EXCHANGE, Caller, Filesystem
 from cowfs.fs.snapshot import Snapshots
@@ -83,7 +83,7 @@ class ScriptRun:
         device: RecordingDevice,
         *,
         strict: bool = False,
-        volume_class: type[WatchedVolume] = WatchedVolume,
+        watch_class: type[Watch] = Watch,
         clock: Callable[[], int] | None = None,
         layers: Layers = one_layer,
     ) -> None:
@@ -93,7 +93,7 @@ class ScriptRun:
         self.refused: Counter[int] = Counter()
         self.performed: Counter[str] = Counter()
         self._strict = strict
-        self._volume_class = volume_class
+        self._watch_class = watch_class
         self._clock = clock or Clock()
         self._writes = 0
         self._held: dict[str, list[tuple[Filesystem, int]]] = {}
@@ -192,8 +192,8 @@ class ScriptRun:
         while True:
             self.device.mark(Ended())
             try:
-                trees = open_watched(
-                    self.device, clock=self._clock, volume_class=self._volume_class, layers=self._layers
+                trees, self.watch = open_watched(
+                    self.device, clock=self._clock, watch_class=self._watch_class, layers=self._layers
                 )
             except Killed:
                 self.performed["killed"] += 1

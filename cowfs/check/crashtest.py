@@ -1,6 +1,6 @@
 """Does every image that a power cut could leave hold one of the states that it may hold? The oracle of crash tests.
 
-Duty: a `WatchedVolume` on a RecordingDevice marks in the log what was sealed (with all trees of files as they were then) and
+Duty: a `Watch` marks in a RecordingDevice's log what was sealed (with all trees of files as they were then) and
 what was published. `verify` goes through the log, makes the images (`crashdevice`) and has each looked at by a `Judge`:
 it must pass the checker, open for reading and for writing without repair, and hold exactly one state:
 
@@ -33,7 +33,6 @@ from cowfs.fs.snapshot import SnapshotInfo, Snapshots
 from cowfs.ondisk import format as f
 from cowfs.storage.commit import SealedCommit
 from cowfs.storage.device import Device
-from cowfs.storage.layers import own_device
 from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Volume
 
@@ -179,29 +178,23 @@ class Synced:
     tree: TreeState
 
 
-class WatchedVolume(Volume):
-    """A volume on a RecordingDevice, in whose log it marks what it commits. `observe` reads all trees of files."""
+class Watch:
+    """Marks in a RecordingDevice's log what the volume on it commits. `observe` reads all trees of files."""
 
-    observe: Callable[[], TreeState] | None = None
+    def __init__(self, device: c.RecordingDevice) -> None:
+        self._device = device
+        self.observe: Callable[[], TreeState] | None = None
 
-    def seal(self, *, complete: bool = False) -> SealedCommit:
-        """See Volume."""
-        tree = None if self.observe is None or self.read_only else self.observe()
-        sealed = super().seal(complete=complete)
+    def sealed(self, volume: Volume, sealed: SealedCommit) -> None:
+        """See `Watcher`; what a seal does to the trees of files is not seen."""
+        tree = None if self.observe is None else self.observe()
         if sealed.move is not None:  # written twice: into the new slot 2, and with the next serial into slot 1
-            self._mark(Sealed(sealed.serial - 1, tree))
-        self._mark(Sealed(sealed.serial, tree))
-        return sealed
+            self._device.mark(Sealed(sealed.serial - 1, tree))
+        self._device.mark(Sealed(sealed.serial, tree))
 
-    def publish(self, sealed: SealedCommit) -> None:
-        """See Volume."""
-        super().publish(sealed)
-        self._mark(Published(sealed.serial))
-
-    def _mark(self, subject: object) -> None:
-        device = own_device(self.device)
-        assert isinstance(device, c.RecordingDevice)
-        device.mark(subject)
+    def published(self, volume: Volume, sealed: SealedCommit) -> None:
+        """See `Watcher`."""
+        self._device.mark(Published(sealed.serial))
 
 
 Layers = Callable[[Device], Device]
@@ -217,16 +210,16 @@ def open_watched(
     device: c.RecordingDevice,
     *,
     clock: Callable[[], int],
-    volume_class: type[WatchedVolume] = WatchedVolume,
+    watch_class: type[Watch] = Watch,
     layers: Layers = one_layer,
-) -> Snapshots:
+) -> tuple[Snapshots, Watch]:
     """Opens the volume on a recording device as a new process would, and marks what it finds."""
-    volume = volume_class.open(layers(device), clock=clock)
-    assert isinstance(volume, WatchedVolume)
+    watch = watch_class(device)
+    volume = Volume.open(layers(device), clock=clock, watcher=watch)
     device.mark(Opened(read_image(layers(c.RecordingDevice(device.image())))))
     trees = Snapshots(volume, clock=clock)
-    volume.observe = lambda: observe(trees)
-    return trees
+    watch.observe = lambda: observe(trees)
+    return trees, watch
 
 
 def read_image(device: Device) -> TreeState:

@@ -20,7 +20,7 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from cowfs.errors import Corrupt
 from cowfs.ondisk import format as f
@@ -109,6 +109,16 @@ class SealedCommit:
         """Writes everything but the slot. Raises DeviceError."""
         for offset, pieces in self.runs:
             self.device.write(offset, pieces)
+
+
+class Watcher(Protocol):
+    """Is told of the commits of a volume, from its opening on: for tests of what a power cut leaves."""
+
+    def sealed(self, volume: Volume, sealed: SealedCommit) -> None:
+        """A generation was sealed."""
+
+    def published(self, volume: Volume, sealed: SealedCommit) -> None:
+        """A commit is durable."""
 
 
 class Sealer:

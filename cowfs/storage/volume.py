@@ -38,7 +38,7 @@ from cowfs.ondisk.checksums import crc32c
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage.blockio import BlockStore
 from cowfs.storage.blocktree import BlockTrees, Root, WritableRoot
-from cowfs.storage.commit import SealedCommit, Sealer
+from cowfs.storage.commit import SealedCommit, Sealer, Watcher
 from cowfs.storage.device import Device
 from cowfs.storage.discard import Discards
 from cowfs.storage.forest import TREE_COST, Forest
@@ -137,8 +137,9 @@ class Operation:
 class Volume:
     """An open volume. Made by `Volume.open`."""
 
-    def __init__(self, device: Device, slot: Slot, *, read_only_reason: str) -> None:
+    def __init__(self, device: Device, slot: Slot, *, read_only_reason: str, watcher: Watcher | None = None) -> None:
         self.device = device
+        self._watcher = watcher
         self.geometry = slot.geometry
         self.superblock = slot.superblock
         self.extension = slot.extension
@@ -191,6 +192,7 @@ class Volume:
         base: int = 0,
         clock: Callable[[], int] = time.time_ns,
         unseal: bool = False,
+        watcher: Watcher | None = None,
     ) -> Volume:
         """Opens the volume on `device` at byte `base`; `superblock` (1 or 2) insists on that slot's state.
 
@@ -220,7 +222,7 @@ class Volume:
             reason = reason or unknown or sealed
         if not read_only and reason:
             notes.append(f"read-only: {reason}")
-        volume = cls(device, slot, read_only_reason=reason)
+        volume = cls(device, slot, read_only_reason=reason, watcher=watcher)
         volume.notes += notes
         volume.clock = clock
         if not reason:  # the next commit's is above both
@@ -521,6 +523,8 @@ class Volume:
         self.trees.end_epoch()
         self.seals += 1
         self._in_flight = sealed
+        if self._watcher is not None:
+            self._watcher.sealed(self, sealed)
         return sealed
 
     def publish(self, sealed: SealedCommit) -> None:
@@ -545,6 +549,8 @@ class Volume:
             self.store.keep(block, sealed.blocks[block])
         for tree in self.system_trees:
             tree.trim_cache()
+        if self._watcher is not None:
+            self._watcher.published(self, sealed)
 
     def _has_moved(self) -> None:
         """The volume has another size, and slot 2 its place (I40)."""

@@ -7,9 +7,10 @@ from workloads import BLOCKS, QUICK, empty_image, image_after, record
 
 from cowfs.check.crashdevice import RecordingDevice, Thoroughness, Write
 from cowfs.check.crashscript import ScriptRun
-from cowfs.check.crashtest import CrashFailure, Judge, WatchedVolume, verify
+from cowfs.check.crashtest import CrashFailure, Judge, Watch, verify
 from cowfs.storage.commit import SealedCommit
 from cowfs.storage.discard import Discards, Trim, punch
+from cowfs.storage.volume import Volume
 
 SCRIPT = (
     "create /a; write /a 0 20000; sync; create /b; write /b 0 9000; snapshot s; sync; write /a 3000 9000; sync; unlink /b; "
@@ -18,23 +19,27 @@ SCRIPT = (
 )
 
 
-class Discarding(WatchedVolume):
+class Discarding(Watch):
     """Gives back at once what each commit makes available, down to single blocks."""
 
-    def publish(self, sealed: SealedCommit) -> None:
-        if self.discards is None:
-            self.discards = Discards(self)
-            self.discards._least = 1
-        super().publish(sealed)
-        self.discards.finish()
+    def sealed(self, volume: Volume, sealed: SealedCommit) -> None:
+        super().sealed(volume, sealed)
+        if volume.discards is None:
+            volume.discards = Discards(volume)
+            volume.discards._least = 1
+
+    def published(self, volume: Volume, sealed: SealedCommit) -> None:
+        super().published(volume, sealed)
+        assert volume.discards is not None
+        volume.discards.finish()
 
 
-class Hasty(WatchedVolume):
+class Hasty(Watch):
     """The wrong rule: what a commit frees is given back when that commit is durable; the other slot still names it."""
 
-    def publish(self, sealed: SealedCommit) -> None:
-        super().publish(sealed)
-        punch(self.device, self.geometry, sealed.freed.runs)
+    def published(self, volume: Volume, sealed: SealedCommit) -> None:
+        super().published(volume, sealed)
+        punch(volume.device, volume.geometry, sealed.freed.runs)
 
 
 def zeros(device: RecordingDevice) -> int:
@@ -43,7 +48,7 @@ def zeros(device: RecordingDevice) -> int:
 
 def test_behind_each_commit() -> None:
     image = empty_image()
-    device = record(SCRIPT, image, volume_class=Discarding)
+    device = record(SCRIPT, image, watch_class=Discarding)
     assert zeros(device) > zeros(record(SCRIPT, image)) + 10
     judge = Judge(recovery_share=4)
     verify(device, judge, thoroughness=QUICK)
@@ -51,7 +56,7 @@ def test_behind_each_commit() -> None:
 
 
 def test_one_commit_too_early_is_caught() -> None:
-    device = record(SCRIPT, empty_image(), volume_class=Hasty)
+    device = record(SCRIPT, empty_image(), watch_class=Hasty)
     with pytest.raises(CrashFailure):
         verify(device, Judge(), thoroughness=Thoroughness(exhaustive_max=2, samples=2, near_misses=2, tears=1))
 

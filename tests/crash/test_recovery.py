@@ -10,7 +10,7 @@ from workloads import BLOCKS, QUICK, empty_image, image_after, record
 from cowfs.check import check_device
 from cowfs.check.crashdevice import RecordingDevice, Thoroughness, crash_images, cuts, medium
 from cowfs.check.crashscript import START, ScriptRun
-from cowfs.check.crashtest import Judge, Opened, WatchedVolume, read_image, read_trees, verify
+from cowfs.check.crashtest import Judge, Opened, Watch, read_image, read_trees, verify
 from cowfs.errors import NotAVolume
 from cowfs.fs import Caller, Filesystem
 from cowfs.fs.snapshot import Snapshots
@@ -152,12 +152,12 @@ def test_going_back_to_the_other_slot(end: str) -> None:
     wanted = read_trees(Snapshots(Volume.open(RecordingDevice(image), read_only=True, superblock=3 - newest)))
     assert wanted != read_image(RecordingDevice(image))
     device = RecordingDevice(image)
-    volume = WatchedVolume.open(device, superblock=3 - newest)
-    assert isinstance(volume, WatchedVolume)
+    watch = Watch(device)
+    volume = Volume.open(device, superblock=3 - newest, watcher=watch)
     device.mark(Opened(wanted))
     trees = Snapshots(volume)
     assert read_trees(trees) == wanted
-    volume.observe = lambda: read_trees(trees)
+    watch.observe = lambda: read_trees(trees)
     for name in (b"one", b"two", b"three"):
         ino = trees.live.create(f.ROOT_INODE, name, 0o644, Caller()).ino
         trees.live.write(ino, 0, name * 3000)

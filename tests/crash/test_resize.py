@@ -9,7 +9,7 @@ from workloads import empty_image, image_after
 
 from cowfs.check.crashdevice import Flush, RecordingDevice, Thoroughness, Write, cuts
 from cowfs.check.crashscript import ScriptRun
-from cowfs.check.crashtest import CrashFailure, Judge, WatchedVolume, observe, verify
+from cowfs.check.crashtest import CrashFailure, Judge, observe, verify
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage.commit import SlotMove
 from cowfs.storage.device import Device
@@ -70,7 +70,7 @@ def look_at_shrinking(block_size: int, blocks: int, thoroughness: Thoroughness) 
     device = RecordingDevice(image)
     run = ScriptRun(device, strict=True)
     volume = run.trees.volume
-    assert isinstance(volume, WatchedVolume) and volume.spacemap is not None
+    assert volume.spacemap is not None
     volume.spacemap.data_hint = blocks - 80
     volume.spacemap.metadata_hint = blocks - 60
     run.run(
@@ -80,7 +80,7 @@ def look_at_shrinking(block_size: int, blocks: int, thoroughness: Thoroughness) 
     begun = len(device.log)
     prepare(volume)
     unchanged = observe(run.trees)
-    volume.observe = lambda: unchanged  # what the filesystem remembers of places is void afterwards
+    run.watch.observe = lambda: unchanged  # what the filesystem remembers of places is void afterwards
     shrink(volume, Geometry(block_size, blocks - 100))
     run.run("kill; write /f 0 900; sync; create /e; sync")
     run.trees.close()

@@ -13,7 +13,7 @@ from workloads import image_after, record
 
 from cowfs.check.crashdevice import Fault, FaultyDevice, RecordingDevice, Thoroughness, crash_images, cuts
 from cowfs.check.crashscript import ScriptRun
-from cowfs.check.crashtest import CrashFailure, Ended, Judge, TreeState, WatchedVolume, read_trees, verify
+from cowfs.check.crashtest import CrashFailure, Ended, Judge, TreeState, Watch, read_trees, verify
 from cowfs.errors import Corrupt, DeviceError
 from cowfs.fs import Filesystem
 from cowfs.fs.core import Core
@@ -87,19 +87,19 @@ def test_wrong_order(write_out: Callable[[SealedCommit], None], monkeypatch: pyt
     assert caught(recording)
 
 
-class OneSlot(WatchedVolume):
+class OneSlot(Watch):
     """Every commit goes into the same slot."""
 
-    def publish(self, sealed: SealedCommit) -> None:
-        super().publish(sealed)
-        self.newest_slot = 3 - self.newest_slot
+    def published(self, volume: Volume, sealed: SealedCommit) -> None:
+        super().published(volume, sealed)
+        volume.newest_slot = 3 - volume.newest_slot
 
 
 @pytest.mark.parametrize("commit", ["sync", "commit"])
 def test_one_slot_only(commit: str) -> None:
     script = f"append /A/foo 700; {commit}; append /A/foo 700; {commit}"
     assert survives(script)
-    assert caught(record(script, base(), volume_class=OneSlot))
+    assert caught(record(script, base(), watch_class=OneSlot))
 
 
 def free_and_reuse(original: Callable[[SpaceMap, int, int], None]) -> Callable[[SpaceMap, int, int], None]:
@@ -122,25 +122,24 @@ def test_reuse_before_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught(recording)
 
 
-class ReuseAtSeal(WatchedVolume):
+class ReuseAtSeal(Watch):
     """Blocks can be given out again as soon as the commit that frees them is sealed."""
 
-    def seal(self, *, complete: bool = False) -> SealedCommit:
-        sealed = super().seal(complete=complete)
+    def sealed(self, volume: Volume, sealed: SealedCommit) -> None:
+        super().sealed(volume, sealed)
         freed, sealed.freed = sealed.freed, Freed()
-        assert self.spacemap is not None
-        self.spacemap.release(freed)
-        return sealed
+        assert volume.spacemap is not None
+        volume.spacemap.release(freed)
 
 
-class ReuseOneCommitEarly(WatchedVolume):
+class ReuseOneCommitEarly(Watch):
     """Blocks can be given out again when the commit that frees them is durable, not the one after it."""
 
-    def publish(self, sealed: SealedCommit) -> None:
-        super().publish(sealed)
-        assert self.spacemap is not None
-        freed, self._held_back = self._held_back, Freed()
-        self.spacemap.release(freed)
+    def published(self, volume: Volume, sealed: SealedCommit) -> None:
+        super().published(volume, sealed)
+        assert volume.spacemap is not None
+        freed, volume._held_back = volume._held_back, Freed()
+        volume.spacemap.release(freed)
 
 
 def test_reuse_one_commit_early() -> None:
@@ -148,8 +147,8 @@ def test_reuse_one_commit_early() -> None:
         f"truncate /A/foo 100; seal; during append /A/bar 300; append /A/foo {n}; sync" for n in (3000,) * 3
     )
     assert survives(script)
-    assert caught(record(script, base(), volume_class=ReuseAtSeal))
-    assert caught(record(script, base(), volume_class=ReuseOneCommitEarly))
+    assert caught(record(script, base(), watch_class=ReuseAtSeal))
+    assert caught(record(script, base(), watch_class=ReuseOneCommitEarly))
 
 
 def seal_without_end(self: SpaceMap) -> Freed:

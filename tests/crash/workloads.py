@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 
 from cowfs.check.crashdevice import Fault, FaultyDevice, Mark, RecordingDevice, Thoroughness, crash_images, cuts
 from cowfs.check.crashscript import START, ScriptRun, split
-from cowfs.check.crashtest import Judge, TreeState, WatchedVolume, allowed_states, verify
+from cowfs.check.crashtest import Judge, TreeState, Watch, allowed_states, verify
 from cowfs.errors import (
     CowfsError,
     DeviceError,
@@ -57,10 +57,10 @@ def image_after(script: str, block_size: int = 512, blocks: int = BLOCKS) -> byt
     return device.image()
 
 
-def record(script: str, image: bytes, *, volume_class: type[WatchedVolume] = WatchedVolume) -> RecordingDevice:
+def record(script: str, image: bytes, *, watch_class: type[Watch] = Watch) -> RecordingDevice:
     """The recording of a script on a volume; the last process ends as it is."""
     device = RecordingDevice(image)
-    run = ScriptRun(device, volume_class=volume_class)
+    run = ScriptRun(device, watch_class=watch_class)
     run.run(script)
     run.stop()
     return device
