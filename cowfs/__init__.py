@@ -4,3 +4,11 @@ Importing this package costs nothing: it holds the version and pulls in no other
 """
 
 __version__ = "0.1.0"
+
+
+def is_compiled() -> bool:
+    """Whether the modules that a build can compile (docs/PERFORMANCE.md) are compiled in this installation."""
+    from importlib.util import find_spec
+
+    spec = find_spec("cowfs.storage.volume")
+    return spec is not None and not str(spec.origin).endswith(".py")

@@ -125,6 +125,23 @@ install_cowfs() {
     printf '%s\n' "$stamp" >"$venv/installed$extras"
 }
 
+# Makes a virtual environment of its own, and installs a wheel of the checkout into it whose inner modules are compiled.
+# The argument names the extras. Does nothing where that was done for this Python and the sources as they are.
+install_compiled() {
+    local extras=$1 there=$checkout/.venv-compiled stamp
+    stamp=$(cd "$checkout" && cat pyproject.toml setup.py scripts/backend.py <(printf '%s\n' "$extras" "$python") \
+        <(find cowfs mkcowfs -name '*.py' | LC_ALL=C sort | xargs cat) | cksum)
+    has_line "$there/installed" "$stamp" && "$there/bin/python" -c '' 2>/dev/null && return
+    say "compiling cowfs and installing it into a virtual environment: $there (this takes some minutes)"
+    "$there/bin/python" -m pip --version >/dev/null 2>&1 || quietly "$python" -m venv --clear "$there"
+    rm -rf "$there/installed" "$there/wheels"
+    quietly env COWFS_COMPILE=1 "$there/bin/python" -m pip wheel --quiet --no-deps --wheel-dir "$there/wheels" "$checkout"
+    quietly "$there/bin/python" -m pip install --quiet "$(echo "$there"/wheels/cowfs-*.whl)$extras"
+    # Of the same version as the one before, which pip would leave as it is.
+    quietly "$there/bin/python" -m pip install --quiet --no-deps --force-reinstall "$there"/wheels/cowfs-*.whl
+    printf '%s\n' "$stamp" >"$there/installed"
+}
+
 # Whether the file $1 exists and holds the line $2.
 has_line() { [[ -e $1 && $(<"$1") == "$2" ]]; }
 

@@ -366,6 +366,7 @@ def test_memory_does_not_grow_with_an_archive(tmp_path: Path) -> None:
     assert peak < 2 * MIB
 
 
+@pytest.mark.interpreted
 def test_changed_inodes_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for a commit is bounded by a number of objects, and the commits in between change nothing of the result."""
     fill_folder(tmp_path / "folder", [str(number) for number in range(60)])

@@ -71,6 +71,7 @@ def _info_rows(reply: control.Reply) -> list[tuple[str, str]]:
         ("available", size_text(reply["available"])),
         ("inodes", f"{reply['inodes'] - reply['inodes_free']} used, {reply['inodes_free']} free"),
         ("commit", str(reply["serial"])),
+        ("software", f"cowfs {reply['software']}{', compiled' if reply['compiled'] else ''}"),
     ]
     if reply["sealed"]:
         rows.append(("sealed", "yes: it is never written"))

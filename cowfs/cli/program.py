@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from cowfs import __version__
+from cowfs import __version__, is_compiled
 from cowfs.errors import CowfsError
 
 EXIT_FAILURE = 1
@@ -111,8 +111,21 @@ class _Program(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _show_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"cowfs {__version__}{' (compiled)' if is_compiled() else ''}")
+        context.exit()
+
+
 @click.command(cls=_Program, context_settings={"help_option_names": ["--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="cowfs", message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 def program() -> None:
     """Mount, look at and check cowfs volumes: copy-on-write, power-safe, in one image file or on a block device.
 

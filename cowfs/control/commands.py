@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import asdict
 
-from cowfs import __version__
+from cowfs import __version__, is_compiled
 from cowfs.control import policy, resize, scrub, snapshots, space, trim
 from cowfs.control.clone import clone
 from cowfs.control.host import Host, finish
@@ -74,6 +74,7 @@ def describe(filesystem: Filesystem) -> Reply:
         "kind": "qnx6" if volume.foreign else "cowfs",
         "format_version": None if extension is None else extension.version,
         "software": __version__,
+        "compiled": is_compiled(),
         "byte_order": "little" if geometry.order == "<" else "big",
         "block_size": geometry.block_size,
         "size": geometry.num_blocks * geometry.block_size,

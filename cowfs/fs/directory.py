@@ -36,10 +36,10 @@ from cowfs.storage.blocktree import WritableRoot
 from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Volume
 
-HOT_BYTES_MAX: Final = 64 << 20  # all mirrors and tables together
-SCAN_BYTES: Final = 24 * c.ENTRY_SIZE  # up to here a search over the raw bytes is as fast as the table
+HOT_BYTES_MAX = 64 << 20  # all mirrors and tables together
+SCAN_BYTES = 24 * c.ENTRY_SIZE  # up to here a search over the raw bytes is as fast as the table
 COLD_SEARCHES: Final = 3  # of a larger directory, before its table is begun
-SLICE: Final = 8192  # entries put into the table by one search
+SLICE = 8192  # entries put into the table by one search
 LONG_COST: Final = 8  # a long name, which must be read from its slot, counts as so many entries of a slice
 CHAIN_MAX: Final = 1024  # cells passed over when an entry is put in; more only if a name is there many times
 READ_BYTES: Final = 1 << 20

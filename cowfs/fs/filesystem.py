@@ -29,7 +29,7 @@ from cowfs.storage.blocktree import WritableRoot
 from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Tier, Volume
 
-LATE_ATIMES_MAX: Final = 8192  # access times kept in memory before they are written for their own sake
+LATE_ATIMES_MAX = 8192  # access times kept in memory before they are written for their own sake
 CACHED_MAX: Final = 60 * NANOSECONDS
 """Longer than Linux keeps what was written to itself (30 seconds, and the time that writing it back takes)."""
 _ASKED_BY_KERNEL: Final = frozenset((b"security.capability", ACCESS_NAME, DEFAULT_NAME))  # of every file

@@ -34,10 +34,10 @@ from cowfs.storage.blocktree import Root, WritableRoot
 from cowfs.storage.tree import Tree
 from cowfs.storage.volume import Volume
 
-INODE_CACHE_MAX: Final = 1 << 20  # clean inodes kept in memory, however much there is
+INODE_CACHE_MAX = 1 << 20  # clean inodes kept in memory, however much there is
 INODE_BYTES: Final = 1536  # of the memory for clean metadata, for each inode kept: they may take two thirds of it
-DIRTY_INODES_MAX: Final = 512  # changed ones that an operation may find waiting: what a seal has to write back at once
-INODES_MAX: Final = f.INODE_COUNT_MAX  # inode numbers are 32 bits
+DIRTY_INODES_MAX = 512  # changed ones that an operation may find waiting: what a seal has to write back at once
+INODES_MAX = f.INODE_COUNT_MAX  # inode numbers are 32 bits
 NEVER: Final = -1  # an epoch that does not exist
 
 _WITH_DATA = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)

@@ -27,7 +27,7 @@ from cowfs.fs.inode import Inode, InodeTable
 from cowfs.ondisk import format as f
 from cowfs.storage.volume import Volume
 
-TOTAL_MAX: Final = 8 << 20  # bytes of all attributes of one inode: a change writes them all
+TOTAL_MAX = 8 << 20  # bytes of all attributes of one inode: a change writes them all
 _ALIGNMENT: Final = 4
 CAPABILITIES: Final = b"security.capability"
 """Of a program: what it may do whoever runs it."""

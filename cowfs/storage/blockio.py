@@ -47,7 +47,7 @@ class Checksums(Protocol):
 class BlockStore:
     """Blocks of one volume by number. `checksums` is None for a foreign volume: nothing can be verified there."""
 
-    def __init__(self, device: Device, geometry: Geometry, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, device: Device, geometry: Geometry) -> None:
         self.device = device
         self.geometry = geometry
         self.block_size = geometry.block_size
@@ -58,7 +58,7 @@ class BlockStore:
         self.dirty_data: dict[int, Buffer] = {}  # small pieces of file data of the open generation
         self.sealed: dict[int, Buffer] = {}
         self._cache: dict[int, Buffer] = {}  # clean metadata, least recently used first
-        self._cache_max = max(64, cache_bytes // geometry.block_size)
+        self._cache_max = max(64, CACHE_BYTES // geometry.block_size)
         self._spill_max = max(16, SPILL_BYTES // geometry.block_size)
         self._native = geometry.order == NATIVE_ORDER
 

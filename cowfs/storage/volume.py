@@ -68,10 +68,8 @@ MARGIN_MIN: Final = 12  # blocks that one tier leaves to the next: the tree copi
 MARGIN_MAX: Final = 48
 TREE_COPIES_MAX: Final = 3  # margins; an estimate above this is for data as well
 HOOK_BLOCKS: Final = 16  # what one hook of `before_seal` may allocate at most
-WANTS_COMMIT_BYTES: Final = (
-    8 << 20
-)  # dirty metadata after which a commit should begin: sealing so much takes some 10 ms
-MUST_WAIT_BYTES: Final = 48 << 20  # dirty metadata after which writers should wait for it
+WANTS_COMMIT_BYTES = 8 << 20  # dirty metadata after which a commit should begin: sealing so much takes some 10 ms
+MUST_WAIT_BYTES = 48 << 20  # dirty metadata after which writers should wait for it
 SEALED: Final = "the volume is sealed: 'cowfs unseal' allows writing again"
 CACHE_BYTES_DEFAULT: Final = 48 << 20  # clean metadata in memory, about
 FREED_RUN_BYTES: Final = 128  # what remembering a run of freed blocks takes, about
@@ -139,7 +137,7 @@ class Volume:
 
     def __init__(self, device: Device, slot: Slot, *, read_only_reason: str, watcher: Watcher | None = None) -> None:
         self.device = device
-        self._watcher = watcher
+        self.watcher = watcher
         self.geometry = slot.geometry
         self.superblock = slot.superblock
         self.extension = slot.extension
@@ -523,8 +521,8 @@ class Volume:
         self.trees.end_epoch()
         self.seals += 1
         self._in_flight = sealed
-        if self._watcher is not None:
-            self._watcher.sealed(self, sealed)
+        if self.watcher is not None:
+            self.watcher.sealed(self, sealed)
         return sealed
 
     def publish(self, sealed: SealedCommit) -> None:
@@ -549,8 +547,8 @@ class Volume:
             self.store.keep(block, sealed.blocks[block])
         for tree in self.system_trees:
             tree.trim_cache()
-        if self._watcher is not None:
-            self._watcher.published(self, sealed)
+        if self.watcher is not None:
+            self.watcher.published(self, sealed)
 
     def _has_moved(self) -> None:
         """The volume has another size, and slot 2 its place (I40)."""

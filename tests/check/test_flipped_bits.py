@@ -304,6 +304,7 @@ def needed_after(step: Step) -> set[int]:
     return {GEOMETRY.block_offset(block) for block in state.needed}
 
 
+@pytest.mark.interpreted
 def test_a_reader_that_verifies_nothing_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test itself: with blocks unverified, a changed byte of a file's data is a wrong answer, and seen as one."""
 

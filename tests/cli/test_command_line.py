@@ -15,7 +15,7 @@ import click
 import pytest
 from support import Outcome, Run
 
-from cowfs import __version__, control
+from cowfs import __version__, control, is_compiled
 from cowfs.cli import program
 from cowfs.cli.output import printable, size_text, time_text
 from cowfs.control import commands
@@ -96,7 +96,7 @@ def test_help_and_version(run: Run) -> None:
         code, text, _ = run(name, "--help")
         assert code == 0
         assert text.startswith(f"Usage: cowfs {name}")
-    assert run("--version") == (0, f"cowfs {__version__}\n", "")
+    assert run("--version") == (0, f"cowfs {__version__}{' (compiled)' if is_compiled() else ''}\n", "")
 
 
 def test_every_command_is_listed(run: Run) -> None:

@@ -146,6 +146,7 @@ def without_a_flush(move: SlotMove, device: Device, record: bytes, area: bytes) 
     device.flush()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("wrong", [boot_block_last, without_a_flush])
 def test_a_wrong_order_is_caught(wrong: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SlotMove, "write_out", wrong)

@@ -77,6 +77,7 @@ def record_first(self: SealedCommit) -> None:
     self.device.flush()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("write_out", [without_flush, without_second_flush, record_first])
 def test_wrong_order(write_out: Callable[[SealedCommit], None], monkeypatch: pytest.MonkeyPatch) -> None:
     script = "append /A/foo 700; commit"
@@ -113,6 +114,7 @@ def free_and_reuse(original: Callable[[SpaceMap, int, int], None]) -> Callable[[
     return free_run
 
 
+@pytest.mark.interpreted
 def test_reuse_before_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     script = "append /A/foo 700; sync; truncate /A/foo 100; append /A/bar 3000; sync"
     assert survives(script)
@@ -159,6 +161,7 @@ def seal_without_end(self: SpaceMap) -> Freed:
     return freed
 
 
+@pytest.mark.interpreted
 def test_changes_to_sealed_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     script = "append /A/foo 700; sync; write /A/foo 0 100; sync; write /A/bar 0 300; sync"
     assert survives(script)
@@ -168,6 +171,7 @@ def test_changes_to_sealed_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught(recording)
 
 
+@pytest.mark.interpreted
 def test_orphans_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     script = "hold /A/foo; unlink /A/foo; sync"
     assert survives(script)
@@ -177,6 +181,7 @@ def test_orphans_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught(recording)
 
 
+@pytest.mark.interpreted
 def test_orphans_not_released(monkeypatch: pytest.MonkeyPatch) -> None:
     recording = record("hold /A/foo; unlink /A/foo; sync", base())
     assert caught(recording) == ""
@@ -237,6 +242,7 @@ def test_cached_pages_not_dropped_at_opening() -> None:
     assert found[1]
 
 
+@pytest.mark.interpreted
 def test_a_manifest_that_misses_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     script = "append /A/foo 700; sync"
     assert survives(script)
@@ -254,6 +260,7 @@ def test_a_manifest_that_misses_a_block(monkeypatch: pytest.MonkeyPatch) -> None
     assert caught(recording)
 
 
+@pytest.mark.interpreted
 def test_a_manifest_that_nobody_verifies(monkeypatch: pytest.MonkeyPatch) -> None:
     recording = record("append /A/foo 700; sync", base())
     assert caught(recording) == ""
@@ -291,6 +298,7 @@ def with_rotten_file(image: bytes, name: bytes) -> bytes:
     return image[:offset] + random.Random(1).randbytes(512) + image[offset + 512 :]
 
 
+@pytest.mark.interpreted
 def test_a_manifest_enforced_for_the_older_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     """The power fails in a commit, and a block of the commit before has rotted: that costs a file, not the volume."""
     device = record("write /A/bar 0 300; sync; append /A/foo 700; sync", base())

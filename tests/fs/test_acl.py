@@ -161,6 +161,7 @@ def test_inodes_for_file_and_list_come_from_any_leaf() -> None:
         assert filesystem.tree.num_inodes == size
 
 
+@pytest.mark.interpreted
 def test_without_a_second_inode_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     device = new_device(block_size=512)
     with filesystem_on(device) as filesystem:

@@ -442,6 +442,7 @@ def test_releasing_a_tree_spares_what_hangs_elsewhere_as_well() -> None:
     assert not trees.volume.read_only
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("depth", [0, 1])
 def test_a_directory_with_too_many_subdirectories_is_not_copied(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only damage makes one; a link count that has no place in an inode must not be met when a commit is sealed."""

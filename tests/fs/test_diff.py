@@ -698,6 +698,7 @@ def cost_of_changes(files: int, directories: int, change: Callable[[Filesystem, 
     return blocks_read(volume, volume.forest.open(one.place), volume.forest.open(two.place))
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("files", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_the_cost_follows_the_change(files: int) -> None:
     """As many blocks are read with a thousand files as with a hundred thousand."""
@@ -707,6 +708,7 @@ def test_the_cost_follows_the_change(files: int) -> None:
     assert cost_of_changes(files, 20, change_a_little) == (small, changes)
 
 
+@pytest.mark.interpreted
 def test_a_file_far_from_its_directory_costs_a_search() -> None:
     """The exception that the module speaks of: made long after its directory, modified, its entry left alone."""
 

@@ -91,6 +91,7 @@ def mixed_name(number: int) -> bytes:
     return long_name(number) if number % 3 == 0 else short_name(number)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("name_of", [short_name, long_name, mixed_name])
 def test_the_index_is_a_dictionary(name_of: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SLICE", 50)
@@ -113,6 +114,7 @@ def test_the_index_is_a_dictionary(name_of: Callable[[int], bytes], monkeypatch:
     pair.compare(names)
 
 
+@pytest.mark.interpreted
 def test_names_with_equal_checksums_are_told_apart_at_once() -> None:
     pair = Pair()
     names = [long_name(number) for number in range(10_000, 13_000)]
@@ -126,6 +128,7 @@ def test_names_with_equal_checksums_are_told_apart_at_once() -> None:
     assert pair.slots.reads <= 1.01 * len(names)
 
 
+@pytest.mark.interpreted
 def test_a_key_that_lies_across_entries_is_no_entry() -> None:
     pair = Pair()
     # The 28 bytes of the key of "x" appear in the name of the first file, one byte off.
@@ -135,6 +138,7 @@ def test_a_key_that_lies_across_entries_is_no_entry() -> None:
     pair.compare([b"x"])
 
 
+@pytest.mark.interpreted
 def test_one_search_builds_a_slice_of_the_table_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SLICE", 100)
     pair = Pair()
@@ -149,6 +153,7 @@ def test_one_search_builds_a_slice_of_the_table_only(monkeypatch: pytest.MonkeyP
     assert built[3:14] == [100, 200, 300, 400, 500, 600, 700, 800, 900, 1000, 1002]
 
 
+@pytest.mark.interpreted
 def test_a_name_that_is_there_thousands_of_times_is_damage() -> None:
     pair = Pair()
     pair.directory.raw += CODEC.short(3, b"same") * 20_000

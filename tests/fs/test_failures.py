@@ -11,7 +11,9 @@ from support import MIB, Clock, assert_sound, close_filesystem, filesystem_on, n
 from cowfs.errors import Corrupt, CowfsError, DeviceError, ReadOnly, UnreadableData
 from cowfs.fs import Caller, Filesystem
 from cowfs.ondisk.records import Buffer
+from cowfs.storage.commit import SealedCommit
 from cowfs.storage.device import MemoryDevice
+from cowfs.storage.volume import Volume
 
 CALLER = Caller()
 NAMES = [
@@ -83,16 +85,18 @@ def tree_of(filesystem: Filesystem) -> Tree:
 
 
 def remember_commits(filesystem: Filesystem, device: FailingDevice, durable: list[Tree]) -> None:
-    """Enters the tree into `durable` before each commit."""
-    commit = filesystem.volume.commit
+    """Enters the tree into `durable` before each commit is written out."""
 
-    def committed() -> None:
-        limits = device.heal()
-        durable.append(tree_of(filesystem))
-        device.calls_left = limits
-        commit()
+    class Remembering:
+        def sealed(self, volume: Volume, sealed: SealedCommit) -> None:
+            limits = device.heal()
+            durable.append(tree_of(filesystem))
+            device.calls_left = limits
 
-    filesystem.volume.commit = committed  # type: ignore[method-assign, assignment]
+        def published(self, volume: Volume, sealed: SealedCommit) -> None:
+            pass
+
+    filesystem.volume.watcher = Remembering()
 
 
 @pytest.mark.parametrize("what", ["read", "write"])

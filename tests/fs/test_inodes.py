@@ -179,6 +179,7 @@ def test_nothing_is_found_or_changed_in_a_tree_that_is_no_more() -> None:
     assert not filesystem.inodes.in_memory
 
 
+@pytest.mark.interpreted
 def test_neighbours_are_read_from_one_leaf_until_something_changes() -> None:
     device = new_device()
     with filesystem_on(device) as filesystem:
@@ -370,6 +371,7 @@ def test_a_list_of_orphans_that_cannot_be(data: bytes) -> None:
     open_filesystem(device, read_only=True)
 
 
+@pytest.mark.interpreted
 def test_orphans_that_there_is_no_space_to_free_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     with filesystem_on(new_device()) as filesystem:
         ino = create(filesystem, b"f")
@@ -448,6 +450,7 @@ def test_attributes_that_are_lost_do_not_keep_their_file() -> None:
     close_filesystem(filesystem)
 
 
+@pytest.mark.interpreted
 def test_an_orphan_that_cannot_be_freed_keeps_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     device = new_device(MIB)
     filesystem = open_filesystem(device)
@@ -544,6 +547,7 @@ def use(opened: Callable[[MemoryDevice], Filesystem], device: MemoryDevice) -> N
 # --- how long a seal takes ---
 
 
+@pytest.mark.interpreted
 def test_a_seal_has_few_inodes_to_write_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else runs while a generation is sealed, so changed inodes do not pile up until then."""
     monkeypatch.setattr(module, "DIRTY_INODES_MAX", 50)

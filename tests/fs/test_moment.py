@@ -131,6 +131,7 @@ def test_who_needs_the_space_gets_it_and_counting_begins_anew() -> None:
     history.close()
 
 
+@pytest.mark.interpreted
 def test_a_moment_that_cannot_be_had_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     history = History("none", 4096)
     volume = history.volume

@@ -103,6 +103,7 @@ def test_user_attributes_are_for_files_and_directories(filesystem: Filesystem) -
         assert filesystem.listxattr(ino) == [b"trusted.x"]
 
 
+@pytest.mark.interpreted
 def test_limits(filesystem: Filesystem, ino: int, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(errno.E2BIG, lambda: filesystem.setxattr(ino, b"user.x", bytes(65537)))
     monkeypatch.setattr(module, "TOTAL_MAX", 200_000)

@@ -265,6 +265,7 @@ def test_supplementary_groups_count_when_a_list_is_set(door: Door, monkeypatch: 
     assert not operations._may_keep_setgid(Context(5, 6, pid=1 << 30), 7), "it has gone"  # type: ignore[arg-type]
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(
     ("error", "wanted", "logged"),
     [
@@ -313,6 +314,7 @@ def test_every_exception_becomes_an_errno(
         assert caplog.text == ""
 
 
+@pytest.mark.interpreted
 def test_a_change_that_is_short_of_space_is_repeated(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     mkdir = door.filesystem.mkdir
     tries = 0
@@ -406,6 +408,7 @@ def test_an_own_entry_of_a_foreign_volume_is_shown_instead() -> None:
     assert door.lookup(ROOT, b".cowfs", Context()).st_ino == node
 
 
+@pytest.mark.interpreted
 def test_low_space_makes_writers_bypass_the_cache(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     _, node = door.new_file()
     assert not door.open(node, os.O_WRONLY, Context()).direct_io
@@ -420,6 +423,7 @@ def test_low_space_makes_writers_bypass_the_cache(door: Door, monkeypatch: pytes
     assert not info.direct_io
 
 
+@pytest.mark.interpreted
 def test_a_writer_whose_cached_data_was_lost_is_told_at_the_next_write(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -520,6 +524,7 @@ def test_a_directory_is_listed_in_pieces_and_each_entry_is_held(door: Door, monk
     assert door.filesystem.users(ROOT) == 0
 
 
+@pytest.mark.interpreted
 def test_damage_hides_no_other_entry(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [door.mkdir(ROOT, b"%d" % number, 0o755, Context()).st_ino for number in range(4)]
     good = door.filesystem.entry_attributes
@@ -540,6 +545,7 @@ def test_damage_hides_no_other_entry(door: Door, monkeypatch: pytest.MonkeyPatch
     assert door.filesystem.users(nodes[2]) == 2
 
 
+@pytest.mark.interpreted
 def test_an_error_in_the_middle_of_a_listing_is_the_next_calls(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     door.mkdir(ROOT, b"a", 0o755, Context())
     handle = door.opendir(ROOT, Context())

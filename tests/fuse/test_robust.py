@@ -91,6 +91,7 @@ def test_every_handler_is_among_them(door: Door) -> None:
     assert handlers - {"supports_dot_lookup"} == set(calls_of(door))
 
 
+@pytest.mark.interpreted
 def test_every_exception_in_every_handler_becomes_an_errno(
     door: Door, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

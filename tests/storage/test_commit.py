@@ -327,6 +327,7 @@ def fragment(files: PlainFiles, choose: random.Random) -> list[int]:
     return numbers
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(
     ("block_size", "size"), [(512, MIB), (512, 2 * MIB), (1024, MIB), (2048, MIB), (4096, MIB), (4096, 4 * MIB)]
 )

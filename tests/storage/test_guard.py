@@ -114,6 +114,7 @@ def caught(match: str) -> None:
             workload(guarded(), seed)
 
 
+@pytest.mark.interpreted
 def test_reuse_in_the_same_generation_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     original = SpaceMap.free_run
 
@@ -126,6 +127,7 @@ def test_reuse_in_the_same_generation_is_caught(monkeypatch: pytest.MonkeyPatch)
     caught("overwritten, which slot")
 
 
+@pytest.mark.interpreted
 def test_reuse_one_commit_too_early_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Volume.publish
 
@@ -139,6 +141,7 @@ def test_reuse_one_commit_too_early_is_caught(monkeypatch: pytest.MonkeyPatch) -
     caught("overwritten, which slot")
 
 
+@pytest.mark.interpreted
 def test_reuse_as_soon_as_it_is_sealed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was freed a generation before, released by the seal and not by the publishing."""
     original = Volume.seal
@@ -162,6 +165,7 @@ def test_reuse_as_soon_as_it_is_sealed_is_caught(monkeypatch: pytest.MonkeyPatch
             files.volume.publish(sealed)
 
 
+@pytest.mark.interpreted
 def test_a_record_without_a_flush_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def write_out(self: SealedCommit) -> None:
         for offset, pieces in self.runs:
@@ -173,6 +177,7 @@ def test_a_record_without_a_flush_is_caught(monkeypatch: pytest.MonkeyPatch) -> 
     caught(r"before blocks .* are flushed")
 
 
+@pytest.mark.interpreted
 def test_a_record_before_its_blocks_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def write_out(self: SealedCommit) -> None:
         self.device.write(self.slot_offset, [self.record, self.area])
@@ -186,6 +191,7 @@ def test_a_record_before_its_blocks_is_caught(monkeypatch: pytest.MonkeyPatch) -
         workload(guarded(), 0)
 
 
+@pytest.mark.interpreted
 def test_a_record_before_its_area_is_flushed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def write_out(self: SealedCommit) -> None:
         for offset, pieces in self.runs:
@@ -199,6 +205,7 @@ def test_a_record_before_its_area_is_flushed_is_caught(monkeypatch: pytest.Monke
     caught("before its extension area")
 
 
+@pytest.mark.interpreted
 def test_no_flush_at_the_end_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next commit overwrites the other slot while this one's may still be lost (I13)."""
 
@@ -212,6 +219,7 @@ def test_no_flush_at_the_end_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     caught(r"is not safe|overwritten, which slot")
 
 
+@pytest.mark.interpreted
 def test_a_manifest_that_misses_a_block_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Sealer._born
 
@@ -225,6 +233,7 @@ def test_a_manifest_that_misses_a_block_is_caught(monkeypatch: pytest.MonkeyPatc
     caught(r"before blocks .* are flushed")
 
 
+@pytest.mark.interpreted
 def test_a_manifest_without_early_data_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long runs of file data are written before the commit, so they are not among the commit's own blocks."""
     monkeypatch.setattr(Sealer, "_born", lambda self, sums: dict(sums))
@@ -235,6 +244,7 @@ def test_a_manifest_without_early_data_is_caught(monkeypatch: pytest.MonkeyPatch
         files.volume.commit()
 
 
+@pytest.mark.interpreted
 def test_one_slot_only_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Volume.publish
 
@@ -246,11 +256,13 @@ def test_one_slot_only_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     caught("holds the newest state")
 
 
+@pytest.mark.interpreted
 def test_opening_without_an_empty_commit_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Volume, "commit_empty", lambda self: None)
     caught("overwritten, which slot")
 
 
+@pytest.mark.interpreted
 def test_a_serial_that_does_not_grow_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Volume.publish
 
@@ -290,6 +302,7 @@ def test_a_piece_of_a_slot_is_caught(part: tuple[int, int]) -> None:
         device.write(device.geometry.slot_offsets[1] + at, [bytes(length)])
 
 
+@pytest.mark.interpreted
 def test_the_wrong_protocols_are_caught_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patching is not what makes the guard strike: the same hooks, doing nothing."""
     original = SealedCommit.write_out

@@ -18,12 +18,7 @@ def small_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pagedtree, "PAGE_CACHE_BYTES", 0)
     monkeypatch.setattr(pagedtree, "NODE_CACHE_BYTES", 0)
     monkeypatch.setattr(blockio, "SPILL_BYTES", 0)
-    original = blockio.BlockStore.__init__
-
-    def small(self: blockio.BlockStore, *arguments: object) -> None:
-        original(self, *arguments, cache_bytes=0)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(blockio.BlockStore, "__init__", small)
+    monkeypatch.setattr(blockio, "CACHE_BYTES", 0)
 
 
 def assert_bounds(files: PlainFiles) -> None:

@@ -93,6 +93,7 @@ def test_the_files_stay_and_the_rest_goes(
     assert_sound(device)
 
 
+@pytest.mark.interpreted
 def test_an_interrupted_one_leaves_no_volume_rather_than_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
     device, volume = roomy_volume(1024)
     filled(volume, 1, MIB)

@@ -190,6 +190,7 @@ class Placements:
         monkeypatch.setattr(SpaceMap, "seal", sealed)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(
     ("block_size", "size"), [(512, MIB), (512, 3 * MIB), (1024, MIB), (2048, MIB), (4096, MIB), (4096, 8 * MIB)]
 )
@@ -238,6 +239,7 @@ def test_every_page_of_every_tree_in_one_generation(
     files.close()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 def test_removing_everything_in_one_generation(block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reclaim queue grows by what is removed, and its pages are in no reserve."""
@@ -412,6 +414,7 @@ def test_what_is_set_aside(block_size: int, size: int) -> None:
     assert share <= 2.2 * 2 * 4 / block_size
 
 
+@pytest.mark.interpreted
 def test_a_reserve_without_the_growth_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness, tested with a wrong rule: what the trees have not got yet has to be set aside, too."""
 

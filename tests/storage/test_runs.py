@@ -109,6 +109,7 @@ def test_counts_of_a_run_change_together_or_not_at_all() -> None:
     files.check()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("shared", [False, True])
 def test_overwriting_takes_steps_for_runs_and_not_for_blocks(monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
     files = PlainFiles.make(64 * MIB)

@@ -332,6 +332,7 @@ def test_the_wrong_order_fails_in_the_model() -> None:
     assert model.counted() != {block: model.extra[block] for block in model.counted()} or model.read("live") == "aXc"
 
 
+@pytest.mark.interpreted
 def test_the_wrong_order_fails_on_a_volume(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same mistake made in the real code: leaves are looked at before what is above them is shadowed."""
 

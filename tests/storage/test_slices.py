@@ -63,6 +63,7 @@ def longest_slice(files: int, snapshots: int, block_size: int) -> tuple[int, int
     return most_reads, most_blocks, slices
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("block_size", [512, 4096])
 def test_a_slice_does_not_grow_with_what_is_deleted(block_size: int) -> None:
     """At most what a slice may look at, and the children of one more block."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from support import new_device
 
 from cowfs.ondisk import format as f
@@ -38,6 +39,7 @@ def new_table() -> Table:
     return Table(Volume.open(new_device()))
 
 
+@pytest.mark.interpreted
 def test_a_writable_leaf_is_found_without_a_descent() -> None:
     table = new_table()
     reads: list[int] = []
