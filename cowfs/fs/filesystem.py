@@ -172,7 +172,7 @@ class Filesystem(CloneOperations):
         with self.volume.operation():
             self._admit(data_cost(self.tree, self._geometry, offset, size))
             root = self.inodes.make_writable(inode)
-            self._trees.write(root, offset, data)
+            self._trees.write_late(root, offset, data)
             now = self._now()
             if not (was_cached and 0 <= now - inode.mtime < CACHED_MAX):
                 inode.mtime = inode.ctime = now

@@ -421,6 +421,7 @@ class InodeTable:
 
     def write_back(self) -> None:
         """Puts every changed inode into its leaf, and with it the late access times of its neighbours."""
+        self._trees.settle()  # what is written back names the places of all data (I46)
         leaves: dict[int, list[Inode]] = {}
         for number, inode in self._dirty.items():
             leaves.setdefault((number - 1) // self._per_leaf, []).append(inode)

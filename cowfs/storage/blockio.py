@@ -14,7 +14,7 @@ Locking: all methods belong to the single core thread; a commit's write-out read
 from __future__ import annotations
 
 import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Protocol, TypeAlias
 
 from cowfs.errors import Corrupt, DeviceError
@@ -59,7 +59,7 @@ class BlockStore:
         self.sealed: dict[int, Buffer] = {}
         self._cache: dict[int, Buffer] = {}  # clean metadata, least recently used first
         self._cache_max = max(64, CACHE_BYTES // geometry.block_size)
-        self._spill_max = max(16, SPILL_BYTES // geometry.block_size)
+        self.spill_max = max(16, SPILL_BYTES // geometry.block_size)
         self._native = geometry.order == NATIVE_ORDER
 
     # --- reading ---
@@ -152,7 +152,7 @@ class BlockStore:
         self._cache.pop(block, None)
         self.dirty.pop(block, None)
         self.dirty_data[block] = data
-        if len(self.dirty_data) > self._spill_max:
+        if len(self.dirty_data) > self.spill_max:
             self.spill()
 
     def write_run(self, block: int, data: memoryview) -> None:
@@ -163,7 +163,7 @@ class BlockStore:
         if len(data) < DIRECT_BYTES:
             for i in range(count):
                 self.dirty_data[block + i] = bytes(data[i * size : (i + 1) * size])
-            if len(self.dirty_data) > self._spill_max:
+            if len(self.dirty_data) > self.spill_max:
                 self.spill()
             return
         assert self.checksums is not None
@@ -179,11 +179,15 @@ class BlockStore:
 
     def spill(self) -> None:
         """Writes waiting file data to the device before the commit does, to bound memory."""
+        self.write_blocks(self.dirty_data)
+        self.dirty_data = {}
+
+    def write_blocks(self, blocks: dict[int, Buffer]) -> None:
+        """Blocks of file data of the open generation, anywhere: they go to the device now."""
         assert self.checksums is not None
-        for start, pieces in contiguous(self.dirty_data):
+        for start, pieces in contiguous(blocks):
             self.checksums.set_run(start, [crc32c(piece) for piece in pieces])
             self._write_now(start, pieces)
-        self.dirty_data = {}
 
     def limit_cache(self, size: int) -> None:
         """Keeps no more than `size` bytes of clean metadata from now on."""
@@ -205,6 +209,13 @@ class BlockStore:
             if held and not held.keys().isdisjoint(blocks):
                 for block in held.keys() & blocks:
                     del held[block]
+
+    def forget_blocks(self, blocks: Set[int]) -> None:
+        """The same for blocks that lie anywhere."""
+        held: dict[int, bytearray] | dict[int, Buffer]
+        for held in (self.dirty, self.dirty_data, self._cache):
+            for block in held.keys() & blocks:
+                del held[block]
 
     def keep(self, block: int, data: Buffer) -> None:
         """Puts a clean metadata block into the cache."""

@@ -428,8 +428,7 @@ class BlockTrees:
         leaves.store([block for start, count in runs for block in range(start, start + count)], self.store.geometry)
         real = olds if tx.holes.isdisjoint(olds) else [p for p in olds if p not in tx.holes]
         root.blocks += number - len(real)
-        for start, count in runs_of(real):
-            tx.drop_data(start, count)
+        tx.drop_leaves(real)
         return runs
 
     def _write_runs(self, runs: list[tuple[int, int]], view: memoryview) -> None:
@@ -565,8 +564,7 @@ class BlockTrees:
     def _let_go(self, root: Root, tx: Transaction, gone: list[int], level: int) -> None:
         """Lets go of subtrees: of leaves and a few small subtrees at once, of the others through the queue."""
         if level == 0 and root.kind != f.KIND_INODES:
-            for start, count in runs_of(gone):
-                tx.drop_data(start, count)
+            tx.drop_leaves(gone)
             return
         at_once = INLINE_INDIRECT_BLOCKS if level == 1 else 0
         for pointer in gone[:at_once]:

@@ -96,6 +96,7 @@ class Forest:
         Before anything changes; but many at once need `check_drop` of all before the first.
         """
         record, tree = self.check_drop(place)
+        self._volume.trees.settle()
         if record.flags & f.SNAPSHOT_PIN:
             self._unchain(place, record)
         self.table.remove(place)

@@ -13,28 +13,25 @@ Invariants:
 - I4 `free` is the number of zero bits; `held` the number of these that I2 keeps back; `buried_free` the number of those that
   are buried, which are never held, and never given out.
 
-A reference count says how many parents a block has beyond the first. Counting them is `transaction`'s business.
+How many parents a block has: `parents`.
 
 Locking: the core thread only.
 """
 
 from __future__ import annotations
 
-import array
-import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from cowfs.errors import Corrupt, NoSpace, TooManyLinks
+from cowfs.errors import Corrupt, NoSpace
 from cowfs.ondisk import format as f
-from cowfs.ondisk.geometry import pointers_from, pointers_to
 from cowfs.storage.bits import all_set, bits_of, clear_bits, either, set_bits
 from cowfs.storage.blockio import BlockStore
-from cowfs.storage.frozen import CountsThen
 from cowfs.storage.layers import Buried, bit_runs
 from cowfs.storage.pagedtree import ChecksumTree, PagedTree
+from cowfs.storage.parents import ParentCounts, by_page
 
 _NOT_FULL: Final = re.compile(rb"[^\xff]")
 _ROOM: Final = bytes(2)  # 16 free blocks: what a small commit writes beside its data
@@ -74,7 +71,7 @@ class Freed:
         self.runs.append((first, count))
 
 
-class SpaceMap:
+class SpaceMap(ParentCounts):
     """Allocation and reference counts of one volume."""
 
     def __init__(
@@ -90,8 +87,7 @@ class SpaceMap:
         buried_free: int = 0,
     ) -> None:
         self.bitmap = bitmap
-        self.references = references
-        self.num_blocks = store.num_blocks
+        super().__init__(references, store.num_blocks, store.geometry.order)
         self.free = free
         self.held = 0
         self.buried = buried  # None: this is no overlay
@@ -103,7 +99,6 @@ class SpaceMap:
         self.born_count = 0
         self.data_hint, self.metadata_hint = hints
         self._store = store
-        self._order = store.geometry.order
         self._checksums = checksums
         self._page_bits = store.block_size * 8
         self._end = self.num_blocks  # where what is given out ends
@@ -111,7 +106,6 @@ class SpaceMap:
         self._pages: dict[int, _Page] = {}
         self._changed: set[int] = set()
         self._full: set[int] = set()  # pages known to have nothing to give out
-        self._frozen: list[CountsThen] = []
         self._added = (0, 0)  # how many, and how many of them buried: blocks of a larger volume that is not durable yet
 
     # --- queries ---
@@ -144,31 +138,6 @@ class SpaceMap:
         at, mask = bit >> 3, 1 << (bit & 7)
         return bool(page.bits[at] & mask) and not page.committed[at] & mask
 
-    def extra_parents(self, block: int) -> int:
-        """Parents beyond the first. Raises Corrupt for a number that no block has."""
-        if block >= self.num_blocks:
-            raise Corrupt("pointer beyond the end of the volume", wanted=f"< {self.num_blocks}", found=block)
-        if not self.references.occupied:
-            return 0
-        offset = block * f.REFERENCE_SIZE
-        index, at = divmod(offset, self.references.page_size)
-        return int.from_bytes(self.references.page(index)[at : at + f.REFERENCE_SIZE], "little")
-
-    def extra_parents_each(self, start: int, count: int) -> array.array[int]:
-        """Parents beyond the first of each block of a run. Raises Corrupt for a run beyond the end."""
-        if not 0 <= start <= self.num_blocks - count:
-            raise Corrupt(
-                "pointer beyond the end of the volume", wanted=f"< {self.num_blocks}", found=start + count - 1
-            )
-        if not self.references.occupied:
-            return array.array("I", bytes(count * f.REFERENCE_SIZE))
-        raw = self.references.read(start * f.REFERENCE_SIZE, count * f.REFERENCE_SIZE)
-        return pointers_from(raw, self._order)
-
-    def shared(self, start: int, count: int) -> bool:
-        """Whether any block of a run has parents beyond the first. Raises Corrupt for a run beyond the end."""
-        return any(self.extra_parents_each(start, count))
-
     def born_runs_of(self, start: int, count: int) -> list[tuple[int, int, bool]]:
         """A run in pieces: (first, number, whether they were allocated in the open generation)."""
         pieces: list[tuple[int, int, bool]] = []
@@ -183,55 +152,19 @@ class SpaceMap:
             pieces += [(first + at, length, value) for at, length, value in bit_runs(born_bytes, 0, number)]
         return pieces
 
-    def shared_runs_of(self, start: int, count: int) -> list[tuple[int, int, bool]]:
-        """A run in pieces: (first, number, whether they have parents beyond the first). Raises Corrupt beyond the end."""
-        if count == 1:
-            return [(start, 1, self.extra_parents(start) > 0)]
-        counts = self.extra_parents_each(start, count)
-        if not any(counts):
-            return [(start, count, False)]
-        pieces = []
-        for extra, group in itertools.groupby(map(bool, counts)):
-            number = sum(1 for _ in group)
-            pieces.append((start, number, extra))
-            start += number
-        return pieces
-
-    # --- reference counts ---
-
-    def set_extra_parents(self, block: int, count: int) -> None:
-        """Stores a count. Raises TooManyLinks where it does not fit; `transaction` checks that before it changes anything."""
-        if not 0 <= count <= f.REFERENCE_MAX:
-            raise TooManyLinks(f"block {block}: {count} extra parents do not fit")
-        index, at = divmod(block * f.REFERENCE_SIZE, self.references.page_size)
-        for counts in self._frozen:
-            counts.keep(index)
-        self.references.page_for_write(index)[at : at + f.REFERENCE_SIZE] = count.to_bytes(f.REFERENCE_SIZE, "little")
-
-    def add_extra_parents(self, start: int, count: int, change: int) -> None:
-        """Adds `change` to the count of each block of a run. Raises TooManyLinks, before anything changes."""
-        if count == 1:
-            self.set_extra_parents(start, self.extra_parents(start) + change)
-            return
-        counts = [extra + change for extra in self.extra_parents_each(start, count)]
-        if min(counts) < 0 or max(counts) > f.REFERENCE_MAX:
-            raise TooManyLinks(f"blocks from {start} on: {min(counts)} to {max(counts)} extra parents do not fit")
-        offset = start * f.REFERENCE_SIZE
-        size = self.references.page_size
-        for frozen in self._frozen:
-            for index in range(offset // size, (offset + count * f.REFERENCE_SIZE - 1) // size + 1):
-                frozen.keep(index)
-        self.references.write(offset, pointers_to(array.array("I", counts), self._order))
-
-    def freeze(self) -> CountsThen:
-        """All counts as they are now, whatever changes later: a constant amount of work. To be ended by `thaw`."""
-        counts = CountsThen(self.references, self.num_blocks)
-        self._frozen.append(counts)
-        return counts
-
-    def thaw(self, counts: CountsThen) -> None:
-        """Nobody asks these counts any more."""
-        self._frozen.remove(counts)
+    def born_among(self, blocks: list[int]) -> list[int]:
+        """Those of some blocks, ascending, that were allocated in the open generation."""
+        found: list[int] = []
+        for index, first, part in by_page(blocks, self._page_bits):
+            page = self._pages.get(index)
+            if page is None or page.committed is None:
+                continue
+            bits, committed = page.bits, page.committed
+            for block in part:
+                bit = block - first
+                if (bits[bit >> 3] & ~committed[bit >> 3]) >> (bit & 7) & 1:
+                    found.append(block)
+        return found
 
     # --- allocation ---
 
@@ -426,6 +359,40 @@ class SpaceMap:
             page.busy[at] ^= mask
             self._opened(index, block)
         self.free += 1
+
+    def free_blocks(self, blocks: list[int]) -> None:
+        """As `free_run`, for blocks that lie anywhere, ascending."""
+        if blocks and not 0 <= blocks[0] <= blocks[-1] < self.num_blocks:
+            raise Corrupt("freeing a block beyond the end", block=blocks[-1])
+        for index, first, part in by_page(blocks, self._page_bits):
+            page = self._change(index)
+            bits, busy, committed = page.bits, page.busy, page.committed
+            assert committed is not None
+            old: list[int] = []
+            opened = -1
+            for block in part:
+                bit = block - first
+                at, mask = bit >> 3, 1 << (bit & 7)
+                if not bits[at] & mask:
+                    raise Corrupt("a block is freed that is free already", block=block)
+                bits[at] ^= mask
+                if committed[at] & mask:
+                    old.append(block)
+                else:
+                    busy[at] ^= mask
+                    if opened < 0:
+                        opened = block
+            if page.buried is None:
+                page.held += len(old)
+                self.held += len(old)
+                for block in old:
+                    self.freed.add(block, 1)
+            else:
+                for block in old:
+                    self._hold(page, index, block - first, 1)
+            if opened >= 0:
+                self._opened(index, opened)
+        self.free += len(blocks)
 
     def release(self, freed: Freed) -> None:
         """Makes the blocks of a generation's `Freed` available: the generation after it is durable (I2)."""

@@ -29,6 +29,7 @@ from cowfs.storage.reclaim import ReclaimQueue
 from cowfs.storage.spacemap import SpaceMap
 
 _NOTHING = b"\xff" * f.POINTER_SIZE  # NO_BLOCK, in either byte order
+ROW_RUNS = 16  # runs of fewer blocks are treated block by block, by the page of what is known of them
 INLINE_INDIRECT_BLOCKS = 4  # a dropped tree with at most so many level-1 blocks is freed at once
 
 
@@ -57,12 +58,17 @@ class Transaction:
 
     def in_place_pieces(self, pointers: list[int]) -> list[tuple[int, bool]]:
         """Pieces of a row of pointers to leaves, as `writable_in_place` of each: (how many, whether)."""
+        runs = runs_of(pointers) if self.holes.isdisjoint(pointers) else []
+        if not runs or len(runs) * ROW_RUNS > len(pointers):
+            stay = self.in_place_among(pointers)
+            if not stay:
+                return [(len(pointers), False)]
+            return [
+                (sum(1 for _ in group), in_place)
+                for in_place, group in itertools.groupby(map(stay.__contains__, pointers))
+            ]
         pieces: list[tuple[int, bool]] = []
-        if len(pointers) == 1 or not self.holes.isdisjoint(pointers):
-            for whether, group in itertools.groupby(pointers, self._leaf_in_place):
-                pieces.append((sum(1 for _ in group), whether))
-            return pieces
-        for start, count in runs_of(pointers):
+        for start, count in runs:
             for first, number, born in self.spacemap.born_runs_of(start, count):
                 if not born:
                     pieces.append((number, False))
@@ -71,8 +77,10 @@ class Transaction:
                     pieces.append((part, not shared))
         return pieces
 
-    def _leaf_in_place(self, pointer: int) -> bool:
-        return pointer not in self.holes and self.writable_in_place(pointer)
+    def in_place_among(self, pointers: list[int]) -> set[int]:
+        """Those of some pointers to leaves for which `writable_in_place` holds."""
+        named = sorted(pointer for pointer in pointers if pointer not in self.holes)
+        return {block for block in self.spacemap.born_among(named) if not self.spacemap.extra_parents(block)}
 
     # --- shadow ---
 
@@ -103,8 +111,7 @@ class Transaction:
         new = self.spacemap.allocate_metadata()
         self.changes += 1
         if extra:
-            for first, count in gaining:
-                self.spacemap.add_extra_parents(first, count, 1)
+            self._gain(gaining)
             self.spacemap.set_extra_parents(pointer, extra - 1)
         else:
             self.spacemap.free_run(pointer, 1)
@@ -139,23 +146,29 @@ class Transaction:
         """Each block gains a parent. Refused as a whole, before anything changes, if one count would overflow (I8)."""
         gaining = self._gaining([block for block, _, _ in blocks])
         self.changes += 1
-        for first, count in gaining:
-            self.spacemap.add_extra_parents(first, count, 1)
+        self._gain(gaining)
 
     def check_parents(self, blocks: list[Child]) -> None:
         """Raises TooManyLinks where `add_parents` would; reads all that it needs."""
         self._gaining([block for block, _, _ in blocks])
 
-    def _gaining(self, blocks: list[int]) -> list[tuple[int, int]]:
-        """Blocks that are to gain a parent each, as runs; one that is named twice is in two. Raises TooManyLinks."""
-        runs = runs_of(sorted(blocks))
-        most = max((max(self.spacemap.extra_parents_each(first, count)) for first, count in runs), default=0)
-        if most + 1 > f.REFERENCE_MAX or (
+    def _gaining(self, blocks: list[int]) -> list[int]:
+        """Blocks that are to gain a parent each, ascending; one that is named twice is there twice. Raises TooManyLinks."""
+        ordered = sorted(blocks)
+        if self.spacemap.most_extra_parents(ordered) + 1 > f.REFERENCE_MAX or (
             len(set(blocks)) < len(blocks)
             and any(self.spacemap.extra_parents(block) + n > f.REFERENCE_MAX for block, n in Counter(blocks).items())
         ):
             raise TooManyLinks(f"a block cannot have more than {f.REFERENCE_MAX} extra parents")
-        return runs
+        return ordered
+
+    def _gain(self, ordered: list[int]) -> None:
+        runs = runs_of(ordered)
+        if len(runs) * ROW_RUNS > len(ordered):
+            self.spacemap.gain_parents(ordered)
+            return
+        for first, count in runs:
+            self.spacemap.add_extra_parents(first, count, 1)
 
     def _children(self, data: Buffer, kind: int, level: int) -> list[int]:
         if level > 0:
@@ -201,11 +214,22 @@ class Transaction:
                 spacemap.free_run(first, number)
                 self.store.forget_run(first, number)
 
+    def drop_leaves(self, blocks: list[int]) -> None:
+        """The same for leaves that lie anywhere, no holes; one that is named twice loses two parents."""
+        runs = runs_of(blocks)
+        if len(runs) * ROW_RUNS <= len(blocks):
+            for start, count in runs:
+                self.drop_data(start, count)
+            return
+        self.changes += 1
+        gone = self.spacemap.lose_parents(sorted(blocks))
+        self.spacemap.free_blocks(gone)
+        self.store.forget_blocks(set(gone))
+
     def _drop_all(self, found: list[Child], kind: int, level: int) -> int:
         """Lets go of all children of a block; returns how many there are."""
         if level == 1 and kind != f.KIND_INODES:
-            for start, count in runs_of([block for block, _, _ in found]):
-                self.drop_data(start, count)
+            self.drop_leaves([block for block, _, _ in found])
         else:
             for block, child_kind, child_level in found:
                 self.drop(block, child_kind, child_level)

@@ -37,11 +37,12 @@ from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage.blockio import BlockStore
-from cowfs.storage.blocktree import BlockTrees, Root, WritableRoot
+from cowfs.storage.blocktree import Root, WritableRoot
 from cowfs.storage.commit import SealedCommit, Sealer, Watcher
 from cowfs.storage.device import Device
 from cowfs.storage.discard import Discards
 from cowfs.storage.forest import TREE_COST, Forest
+from cowfs.storage.lateblocks import LateTrees
 from cowfs.storage.layers import Buried, layered, overlay_key
 from cowfs.storage.pagedtree import (
     CHECKSUM_ENTRY_WORDS,
@@ -169,7 +170,8 @@ class Volume:
         tx = None if slot.extension is None else self._open_system(slot.superblock, slot.extension)
         self.tx: Transaction | None = tx
         self.spacemap: SpaceMap | None = None if tx is None else tx.spacemap
-        self.trees = BlockTrees(self.store, zero, tx)
+        self.trees = LateTrees(self.store, zero, tx)
+        self.trees.on_failure = self.latch
         self.live = Tree(self.trees, LIVE_TREE, slot.superblock, writable=not read_only_reason)
         self._sealed_changes = 0
         self._operation = Operation(self)
@@ -426,7 +428,7 @@ class Volume:
         assert self.spacemap is not None
         spacemap = self.spacemap
         at_seal = self.forest.store_cost + len(self.before_seal) * HOOK_BLOCKS
-        return spacemap.available - self._unplaced - at_seal
+        return spacemap.available - self.trees.count - self._unplaced - at_seal
 
     @property
     def _unplaced(self) -> int:
@@ -451,6 +453,10 @@ class Volume:
         if tier is not Tier.WRITE and blocks <= TREE_COPIES_MAX * self.margin:
             blocks = min(blocks, self.margin)
         while self._available < self._floor(tier) + blocks:
+            if self.trees.count:
+                self.trees.settle()
+                self._operation.restart()
+                continue
             if self._bring_forward():
                 continue
             if not self.reclaim.ready:
@@ -495,7 +501,7 @@ class Volume:
         """(free now or after the next commits, thereof what ordinary writes may use)."""
         if self.spacemap is None:
             return self.superblock.free_blocks, 0
-        free = self.spacemap.free - self.spacemap.buried_free
+        free = self.spacemap.free - self.spacemap.buried_free - self.trees.growth
         return free, max(0, free - self._floor(Tier.WRITE))
 
     # --- commit ---

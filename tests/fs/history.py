@@ -53,6 +53,7 @@ def clone_file(filesystem: Filesystem, ino: int, parent: int, name: bytes) -> in
         source, target = filesystem.inode(ino), filesystem.inode(copy)
         filesystem.inodes.make_writable(source)
         filesystem.inodes.make_writable(target)
+        volume.trees.settle()
         assert volume.tx is not None
         root = source.root
         volume.tx.add_parents([(p, f.KIND_FILE, root.levels) for p in root.ptr if not volume.trees.is_hole(p)])

@@ -29,7 +29,7 @@ def assert_bounds(files: PlainFiles) -> None:
         assert len(tree._nodes) <= 2 * tree._node_max + dirty
     store = files.volume.store
     assert len(store._cache) <= store._cache_max
-    assert len(store.dirty_data) <= store._spill_max + 1
+    assert len(store.dirty_data) <= store.spill_max + 1
     spacemap = files.volume.spacemap
     assert spacemap is not None
     assert len(spacemap.born_runs) <= f.MANIFEST_ENTRY_MAX + 1
