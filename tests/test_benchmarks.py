@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import growth, image, layers, mounted, snapshots
+from benchmarks import growth, image, layers, mounted, snapshots, stalls
 from benchmarks.__main__ import main
 from benchmarks.common import MIB
 from benchmarks.machine import may_drop_caches
@@ -47,6 +47,18 @@ def test_all_that_grows_has_figures(tmp_path: Path) -> None:
     tables = list(growth.report(0.0005, tmp_path))
     assert len(tables) == 6
     assert all(len(rows(text)) >= 4 for text in tables)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.fuse
+def test_what_waits_beside_a_writer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stalls, "IDLE_SECONDS", 0.2)
+    assert stalls.main(["--scale", "0.01", "--rounds", "1", "--peers", "cowfs", "--directory", str(tmp_path)]) == 0
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| cow")]
+    assert {cells[1] for cells in lines} == {"nothing else", "in sequence", "at random"}
+    assert {cells[3] for cells in lines} == set(stalls.PROBES)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,8 +1,8 @@
-"""The first request of a session: asks the kernel for three things that pyfuse3 has no word for.
+"""The first request of a session: asks the kernel for what pyfuse3 has no word for.
 
 Duty. The kernel does what the flags in the answer to its first request, FUSE_INIT, say. libfuse writes that answer, and
 pyfuse3 does not let its flags be chosen. So for this one request the session's descriptor is a socket: what came from the
-kernel goes to libfuse through it, and libfuse's answer to the kernel, with up to three flags more:
+kernel goes to libfuse through it, and libfuse's answer to the kernel, with up to three flags more, and two less:
 
 - FUSE_DONT_MASK, where access control lists hold: a default list takes the umask's place, so we must hear the mode that a
   program asked for, and apply the umask ourselves.
@@ -11,6 +11,11 @@ kernel goes to libfuse through it, and libfuse's answer to the kernel, with up t
   for security.capability before each write(2): half of all requests of a program that writes small pieces.
 - FUSE_DIRECT_IO_ALLOW_MMAP, where the kernel offers it (Linux 6.6): files that bypass the kernel's cache because space is
   short can be mapped all the same, as SQLite does with the index of its write-ahead log.
+- Without FUSE_ASYNC_READ and FUSE_ASYNC_DIO, and with BACKGROUND_MAX instead of 12: so nobody waits behind what is
+  written back. The kernel sends so many requests of the background at once, and all others stand behind them, since requests
+  are served in the order in which they were sent. What reads ahead, or past the cache, is one of the background as well if
+  these flags are set, and waits for all that the kernel has to write back, seconds for small pieces, although somebody waits
+  for it.
 
 Invariants.
 
@@ -34,7 +39,9 @@ import trio
 
 # Linux's include/uapi/linux/fuse.h, in the byte order of the machine; an answer's header is length, error, unique.
 FUSE_INIT: Final = 26
+FUSE_ASYNC_READ: Final = 1 << 0
 FUSE_DONT_MASK: Final = 1 << 6
+FUSE_ASYNC_DIO: Final = 1 << 15
 FUSE_POSIX_ACL: Final = 1 << 20
 FUSE_HANDLE_KILLPRIV_V2: Final = 1 << 28
 FUSE_INIT_EXT: Final = 1 << 30  # the second word of flags counts
@@ -44,8 +51,11 @@ _REQUEST_FLAGS: Final = slice(52, 56)  # behind a header of 40 bytes, major, min
 _REQUEST_FLAGS2: Final = slice(56, 60)
 _ANSWER_ERROR: Final = slice(4, 8)
 _ANSWER_FLAGS: Final = slice(28, 32)  # behind a header of 16 bytes, major, minor and max_readahead
+_ANSWER_BACKGROUND: Final = slice(32, 34)  # 16 bits
 _ANSWER_FLAGS2: Final = slice(48, 52)
 _MESSAGE_MAX: Final = 1 << 20
+BACKGROUND_MAX: Final = 2
+"""One that is served, and one that is there when it has been: the daemon serves one at a time anyway."""
 
 
 class Handshake:
@@ -88,7 +98,7 @@ class Handshake:
 
 
 def improved(request: bytes, answer: bytes) -> bytes:
-    """The answer to a request with the flags that pyfuse3 cannot ask for, if the request is FUSE_INIT."""
+    """The answer to a request as pyfuse3 cannot give it, if the request is FUSE_INIT."""
     if (
         _word(request, _REQUEST_OPCODE) != FUSE_INIT
         or _word(answer, _ANSWER_ERROR)
@@ -96,6 +106,9 @@ def improved(request: bytes, answer: bytes) -> bytes:
     ):
         return answer
     result = bytearray(answer)
+    flags = _word(answer, _ANSWER_FLAGS) & ~(FUSE_ASYNC_READ | FUSE_ASYNC_DIO)
+    result[_ANSWER_FLAGS] = flags.to_bytes(4, sys.byteorder)
+    result[_ANSWER_BACKGROUND] = BACKGROUND_MAX.to_bytes(2, sys.byteorder)
     if _word(answer, _ANSWER_FLAGS) & FUSE_POSIX_ACL:
         _set(result, _ANSWER_FLAGS, FUSE_DONT_MASK)
     if _word(request, _REQUEST_FLAGS) & FUSE_HANDLE_KILLPRIV_V2:

@@ -6,7 +6,9 @@ Everything here is derived from the declarations in `format`; nothing is declare
 from __future__ import annotations
 
 import array
+import itertools
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from cowfs.ondisk import format as f
@@ -56,8 +58,14 @@ DOT_KEY: Final = pack_key(1, b".")
 DOT_DOT_KEY: Final = pack_key(2, b"..")
 
 
-pack_manifest_entry: Final = f.ManifestEntry._whole["<"].pack
-"""pack_manifest_entry(block, checksum): an entry of a manifest, which only our own volumes have."""
+assert [(item.name, item.code) for item in f.ManifestEntry.LAYOUT] == [("block", "I"), ("checksum", "I")]
+
+
+def pack_manifest(entries: Sequence[tuple[int, int]]) -> bytes:
+    """The manifest of blocks and their checksums with its header; only our own volumes have one."""
+    numbers = itertools.chain.from_iterable(entries)
+    return f.ManifestHeader(len(entries)).pack() + struct.pack(f"<{2 * len(entries)}I", *numbers)
+
 
 _CHECKSUM: Final = struct.Struct("<I")
 _SUPERBLOCK_CHECKSUM_OFFSET: Final = offset_of(f.Superblock, "checksum")

@@ -18,7 +18,8 @@ ByteOrder = Literal["<", ">"]
 
 Buffer = bytes | bytearray | memoryview
 
-_ARRAYS = (tuple, list)
+PACKED_MAX = 64
+"""How many packed records are remembered of each kind that is a part of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,11 @@ class Record:
     _names: ClassVar[list[str]]  # of all fields, those of nested records as outer.inner
     _whole: ClassVar[dict[str, struct.Struct]]  # with the fields of nested records in their places
     _values: ClassVar[Callable[[Any], tuple[Any, ...]]]  # these fields' values, an array as one
+    _top: ClassVar[Callable[[Any], tuple[Any, ...]]]  # the values of its own fields
+    _pieces: ClassVar[dict[str, struct.Struct]]  # with nested records, and arrays, as bytes
+    _parts: ClassVar[list[tuple[int, struct.Struct | None, struct.Struct | None]]]
+    """Which of its own fields these are: position, and for an array its values in either byte order."""
+    _packed: ClassVar[dict[tuple[ByteOrder, tuple[Any, ...]], bytes]]
 
     @classmethod
     def unpack(cls, data: Buffer, offset: int = 0, order: ByteOrder = "<") -> Self:
@@ -89,16 +95,26 @@ class Record:
 
     def pack(self, order: ByteOrder = "<") -> bytes:
         """The record's `SIZE` bytes. A value that does not fit its field is a bug and raises struct.error."""
-        values = type(self)._values(self)
-        if not self._plain:
-            flat: list[Any] = []
-            for value in values:
-                if isinstance(value, _ARRAYS):
-                    flat.extend(value)
-                else:
-                    flat.append(value)
-            return self._whole[order].pack(*flat)
-        return self._whole[order].pack(*values)
+        if self._plain:
+            return self._whole[order].pack(*type(self)._values(self))
+        values = list(type(self)._top(self))
+        for position, little, big in self._parts:
+            value = values[position]
+            if little is None:
+                values[position] = value.packed(order)
+            else:
+                values[position] = (little if order == "<" else big).pack(*value)  # type: ignore[union-attr]
+        return self._pieces[order].pack(*values)
+
+    def packed(self, order: ByteOrder = "<") -> bytes:
+        """As `pack`, for a record that is a part of others: most parts are what they were the last time."""
+        key = order, type(self)._values(self)
+        known = self._packed.get(key)
+        if known is None:
+            if len(self._packed) >= PACKED_MAX:
+                self._packed.clear()
+            known = self._packed[key] = self.pack(order)
+        return known
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -139,8 +155,10 @@ def record(size: int, spare: tuple[tuple[int, int], ...] = ()) -> Callable[[type
 
     def finish(cls: type[R]) -> type[R]:
         layout = tuple(_layout(item) for item in fields(cls))  # type: ignore[arg-type]
-        code = whole = ""
+        code = whole = pieces = ""
+        parts: list[tuple[int, struct.Struct | None, struct.Struct | None]] = []
         names: list[str] = []
+        tops: list[str] = []
         end = 0
         gaps = dict(spare)
         for item in layout:
@@ -150,26 +168,37 @@ def record(size: int, spare: tuple[tuple[int, int], ...] = ()) -> Callable[[type
                 )
                 code += f"{item.offset - end}x"
                 whole += f"{item.offset - end}x"
+                pieces += f"{item.offset - end}x"
+            pieces += item.code if item.nested is None and item.count == 1 else f"{item.size}s"
             if item.nested is None:
                 code += item.code
                 whole += item.code
                 names.append(item.name)
+                if item.count > 1:
+                    parts.append((len(tops), struct.Struct("<" + item.code), struct.Struct(">" + item.code)))
             else:
+                parts.append((len(tops), None, None))
                 code += f"{item.size}s"
                 whole += item.nested._whole["<"].format[1:]
                 names += [f"{item.name}.{name}" for name in item.nested._names]
+            tops.append(item.name)
             end = item.offset + item.size
         if end != size:
             assert gaps.pop(end, None) == size - end, f"{cls.__name__}: {end:#x} bytes declared, {size:#x} wanted"
             code += f"{size - end}x"
             whole += f"{size - end}x"
+            pieces += f"{size - end}x"
         assert not gaps, f"{cls.__name__}: spare runs that are not spare: {gaps}"
         cls.SIZE = size
         cls.LAYOUT = layout
         cls.SPARE = spare
         cls._structs = {order: struct.Struct(order + code) for order in "<>"}
         cls._whole = {order: struct.Struct(order + whole) for order in "<>"}
+        cls._pieces = {order: struct.Struct(order + pieces) for order in "<>"}
+        cls._parts = parts
+        cls._packed = {}
         cls._names = names
+        cls._top = _getter(tops)
         cls._values = _getter(names)
         cls._plain = all(item.count == 1 and item.nested is None for item in layout)
         assert all(s.size == size for s in cls._structs.values()), cls.__name__

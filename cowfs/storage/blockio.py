@@ -26,7 +26,7 @@ from cowfs.storage.device import Device
 
 CACHE_BYTES = 24 << 20
 DIRECT_BYTES = 64 << 10  # data runs at least this long go to the device at once
-SPILL_BYTES = 2 << 20  # small dirty data kept in memory before it is written early: a slice of a few milliseconds
+SPILL_BYTES = 512 << 10  # small dirty data kept in memory before it is written early: a slice of two milliseconds
 
 Words: TypeAlias = "array.array[int] | memoryview"
 

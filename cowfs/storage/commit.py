@@ -29,7 +29,7 @@ from cowfs.ondisk.geometry import Geometry
 from cowfs.ondisk.records import Buffer
 from cowfs.storage.blockio import contiguous
 from cowfs.storage.device import Device
-from cowfs.storage.spacemap import Freed
+from cowfs.storage.freed import Freed
 from cowfs.storage.superblock import build_slot, write_slot_pointer
 
 if TYPE_CHECKING:

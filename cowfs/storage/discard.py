@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from cowfs.errors import DeviceError, NotSupported
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage.device import Device
-from cowfs.storage.spacemap import Freed
+from cowfs.storage.freed import Freed
 
 if TYPE_CHECKING:
     from cowfs.storage.volume import Volume
@@ -109,7 +109,7 @@ class Discards:
         if not self._on or self._volume.read_only:
             return
         room = self._volume.spare // 2
-        for start, length in _joined(freed.runs):
+        for start, length in freed.runs(self._least):
             count = min(length, room)
             if count >= self._least:
                 spacemap.withhold(start, count)
@@ -158,11 +158,3 @@ class Discards:
         except (DeviceError, NotSupported) as failure:
             error = failure
         self.done(runs, error)
-
-
-def _joined(runs: Runs) -> Runs:
-    """The runs in ascending order, those that touch as one."""
-    joined = Freed()
-    for start, count in sorted(runs):
-        joined.add(start, count)
-    return joined.runs

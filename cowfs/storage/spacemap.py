@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from cowfs.errors import Corrupt, NoSpace
 from cowfs.ondisk import format as f
 from cowfs.storage.bits import all_set, bits_of, clear_bits, either, set_bits
 from cowfs.storage.blockio import BlockStore
+from cowfs.storage.freed import Freed, RunList
 from cowfs.storage.layers import Buried, bit_runs
 from cowfs.storage.pagedtree import ChecksumTree, PagedTree
 from cowfs.storage.parents import ParentCounts, by_page
@@ -55,22 +56,6 @@ class _Page:
     held: int = 0
 
 
-@dataclass(slots=True)
-class Freed:
-    """Blocks freed in one generation: runs of (first, count)."""
-
-    runs: list[tuple[int, int]] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, first: int, count: int) -> None:
-        """Enters a run; what continues the last one is joined to it."""
-        self.count += count
-        if self.runs and sum(self.runs[-1]) == first:
-            first, before = self.runs.pop()
-            count += before
-        self.runs.append((first, count))
-
-
 class SpaceMap(ParentCounts):
     """Allocation and reference counts of one volume."""
 
@@ -94,7 +79,7 @@ class SpaceMap(ParentCounts):
         self.buried_free = buried_free
         self.withheld = 0
         """Free blocks that are not given out because their place on the medium is being given back (I41)."""
-        self.freed = Freed()  # in the open generation
+        self.freed = Freed(store.block_size)  # in the open generation
         self.born_runs: list[tuple[int, int]] = []  # allocated in the open generation, for the manifest
         self.born_count = 0
         self.data_hint, self.metadata_hint = hints
@@ -172,7 +157,15 @@ class SpaceMap(ParentCounts):
         """A run of up to `count` contiguous blocks near `hint`: (first, number >= 1). Raises NoSpace, Corrupt."""
         if self.available <= 0:
             raise NoSpace("no free block")
-        start, length = self._find(count, hint if hint < self._end else 0)
+        if hint >= self._end:
+            hint = 0
+        if count == 1:
+            index, bit = divmod(hint, self._page_bits)
+            if self._page(index).busy[bit >> 3] >> (bit & 7) & 1:
+                hint, _ = self._find(1, hint)
+            self._take_one(hint)
+            return hint, 1
+        start, length = self._find(count, hint)
         self._take(start, length)
         return start, length
 
@@ -215,6 +208,21 @@ class SpaceMap(ParentCounts):
         self.born_count += count
         if len(self.born_runs) <= f.MANIFEST_ENTRY_MAX:
             self.born_runs.append((start, count))
+
+    def _take_one(self, block: int) -> None:
+        """As `_take`, for what most are: a block of metadata, or a small file's."""
+        if block >= self.num_blocks:
+            raise Corrupt("the bitmap has free blocks behind the end of the volume", block=block)
+        self._checksums.touch(block // self._checksums.per_page)  # as in `_take`
+        index, bit = divmod(block, self._page_bits)
+        page = self._change(index)
+        at, mask = bit >> 3, 1 << (bit & 7)
+        page.bits[at] |= mask
+        page.busy[at] |= mask
+        self.free -= 1
+        self.born_count += 1
+        if len(self.born_runs) <= f.MANIFEST_ENTRY_MAX:
+            self.born_runs.append((block, 1))
 
     # --- another size ---
 
@@ -342,7 +350,7 @@ class SpaceMap(ParentCounts):
             else:
                 page.held += length
                 self.held += length
-                self.freed.add(index * self._page_bits + at, length)
+                self.freed.add(index, at, length)
 
     def _free_one(self, block: int) -> None:
         """As `free_run`, for what most frees are: a block of metadata, or a small file's."""
@@ -354,7 +362,12 @@ class SpaceMap(ParentCounts):
         assert page.committed is not None
         page.bits[at] ^= mask
         if page.committed[at] & mask:
-            self._hold(page, index, bit, 1)
+            if page.buried is None:
+                page.held += 1
+                self.held += 1
+                self.freed.add_one(index, at, mask)
+            else:
+                self._hold(page, index, bit, 1)
         else:
             page.busy[at] ^= mask
             self._opened(index, block)
@@ -377,7 +390,7 @@ class SpaceMap(ParentCounts):
                     raise Corrupt("a block is freed that is free already", block=block)
                 bits[at] ^= mask
                 if committed[at] & mask:
-                    old.append(block)
+                    old.append(bit)
                 else:
                     busy[at] ^= mask
                     if opened < 0:
@@ -385,27 +398,22 @@ class SpaceMap(ParentCounts):
             if page.buried is None:
                 page.held += len(old)
                 self.held += len(old)
-                for block in old:
-                    self.freed.add(block, 1)
+                self.freed.add_each(index, old)
             else:
-                for block in old:
-                    self._hold(page, index, block - first, 1)
+                for bit in old:
+                    self._hold(page, index, bit, 1)
             if opened >= 0:
                 self._opened(index, opened)
         self.free += len(blocks)
 
     def release(self, freed: Freed) -> None:
         """Makes the blocks of a generation's `Freed` available: the generation after it is durable (I2)."""
-        lowest: dict[int, int] = {}  # by page: after overwriting at random there are very many runs
-        for start, count in freed.runs:
-            for index, bit, number in self._split(start, count):
-                page = self._page(index)
-                clear_bits(page.busy, bit, number)
-                page.held -= number
-                if bit < lowest.get(index, self._page_bits):
-                    lowest[index] = bit
-        for index, bit in lowest.items():
-            self._opened(index, index * self._page_bits + bit)
+        for index, mask in freed.pages.items():
+            page = self._page(index)
+            bits = int.from_bytes(mask, "little")
+            page.busy[:] = (int.from_bytes(page.busy, "little") & ~bits).to_bytes(len(mask), "little")
+            page.held -= bits.bit_count()
+            self._opened(index, index * self._page_bits + (bits & -bits).bit_length() - 1)
         self.held -= freed.count
         self._find_room()
 
@@ -435,7 +443,7 @@ class SpaceMap(ParentCounts):
         What belongs to free runs shorter than `least` is left out; there are about `most` blocks at the most, and so many
         bitmap pages are looked at, and around a run that is cut as many as `least` takes. Raises Corrupt, DeviceError.
         """
-        found = Freed()
+        found = RunList()
         at, end = start, min(end, self.num_blocks)
         while at < end and pages and found.count < most:
             index, bit = divmod(at, self._page_bits)
@@ -509,7 +517,7 @@ class SpaceMap(ParentCounts):
         for index in self._changed:
             self._pages[index].committed = None
         self._changed.clear()
-        freed, self.freed = self.freed, Freed()
+        freed, self.freed = self.freed, Freed(self._store.block_size)
         self.born_runs = []
         self.born_count = 0
         return freed
@@ -539,7 +547,7 @@ class SpaceMap(ParentCounts):
         return page
 
     def _change(self, index: int) -> _Page:
-        page = self._page(index)
+        page = self._pages.get(index) or self._page(index)
         if page.committed is None:
             page.committed = bytes(page.bits)
             page.bits = self.bitmap.page_for_write(index)

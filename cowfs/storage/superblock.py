@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from cowfs.errors import Corrupt, DeviceError, NotAVolume, Unsupported
 from cowfs.ondisk import format as f
 from cowfs.ondisk.checksums import crc32c, qnx_crc
-from cowfs.ondisk.codecs import pack_manifest_entry, put_superblock_checksum
+from cowfs.ondisk.codecs import pack_manifest, put_superblock_checksum
 from cowfs.ondisk.geometry import Geometry
 from cowfs.ondisk.records import ByteOrder
 from cowfs.ondisk.slots import state_checks
@@ -125,9 +125,9 @@ def build_slot(
     area = b""
     if extension is not None:
         extension.serial = superblock.serial
-        entries = [pack_manifest_entry(block, checksum) for block, checksum in manifest]
+        entries = list(manifest)
         assert len(entries) <= f.MANIFEST_ENTRY_MAX
-        area = extension.pack() + f.ManifestHeader(len(entries)).pack() + b"".join(entries)
+        area = extension.pack() + pack_manifest(entries)
         area = area.ljust(f.EXTENSION_SIZE, b"\0")
         superblock.anchor = f.Anchor(checksum=crc32c(area))
     record = bytearray(superblock.pack())

@@ -42,6 +42,7 @@ from cowfs.storage.commit import SealedCommit, Sealer, Watcher
 from cowfs.storage.device import Device
 from cowfs.storage.discard import Discards
 from cowfs.storage.forest import TREE_COST, Forest
+from cowfs.storage.freed import Freed
 from cowfs.storage.lateblocks import LateTrees
 from cowfs.storage.layers import Buried, layered, overlay_key
 from cowfs.storage.pagedtree import (
@@ -53,7 +54,7 @@ from cowfs.storage.pagedtree import (
 )
 from cowfs.storage.reclaim import ReclaimQueue
 from cowfs.storage.snapshots import SnapshotTable
-from cowfs.storage.spacemap import Freed, SpaceMap
+from cowfs.storage.spacemap import SpaceMap
 from cowfs.storage.superblock import (
     COUNTER_MAX,
     Slot,
@@ -73,7 +74,6 @@ WANTS_COMMIT_BYTES = 8 << 20  # dirty metadata after which a commit should begin
 MUST_WAIT_BYTES = 48 << 20  # dirty metadata after which writers should wait for it
 SEALED: Final = "the volume is sealed: 'cowfs unseal' allows writing again"
 CACHE_BYTES_DEFAULT: Final = 48 << 20  # clean metadata in memory, about
-FREED_RUN_BYTES: Final = 128  # what remembering a run of freed blocks takes, about
 
 
 def system_capacity(geometry: Geometry) -> int:
@@ -177,7 +177,9 @@ class Volume:
         self._operation = Operation(self)
         self._sealer = Sealer(self)
         self._in_flight: SealedCommit | None = None
-        self._held_back = Freed()  # freed in the newest durable generation: reusable after the next one (I2)
+        self._held_back = Freed(
+            slot.geometry.block_size
+        )  # freed in the newest durable generation: reusable after the next one (I2)
         self.measure()
 
     # --- opening ---
@@ -385,8 +387,7 @@ class Volume:
             return 0
         # Asked by every change. Dropping what is shared dirties references and the bitmap, but no checksums.
         pages = self.bitmap.dirty_count + self.references.dirty_count + self.checksums.dirty_count
-        freed = len(self.spacemap.freed.runs) * FREED_RUN_BYTES
-        return (len(self.store.dirty) + pages) * self.store.block_size + freed
+        return (len(self.store.dirty) + pages) * self.store.block_size + self.spacemap.freed.memory
 
     # --- space ---
 

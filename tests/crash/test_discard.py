@@ -39,7 +39,7 @@ class Hasty(Watch):
 
     def published(self, volume: Volume, sealed: SealedCommit) -> None:
         super().published(volume, sealed)
-        punch(volume.device, volume.geometry, sealed.freed.runs)
+        punch(volume.device, volume.geometry, sealed.freed.runs())
 
 
 def zeros(device: RecordingDevice) -> int:

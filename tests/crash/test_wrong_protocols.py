@@ -24,7 +24,8 @@ from cowfs.ondisk.records import Buffer
 from cowfs.storage import volume as volume_module
 from cowfs.storage.commit import SealedCommit, Sealer
 from cowfs.storage.device import Device
-from cowfs.storage.spacemap import Freed, SpaceMap
+from cowfs.storage.freed import Freed
+from cowfs.storage.spacemap import SpaceMap
 from cowfs.storage.superblock import Slot, SlotSet, read_slots
 from cowfs.storage.volume import Volume
 
@@ -108,7 +109,7 @@ def free_and_reuse(original: Callable[[SpaceMap, int, int], None]) -> Callable[[
 
     def free_run(self: SpaceMap, start: int, count: int) -> None:
         original(self, start, count)
-        freed, self.freed = self.freed, Freed()
+        freed, self.freed = self.freed, Freed(self._store.block_size)
         self.release(freed)
 
     return free_run
@@ -129,7 +130,7 @@ class ReuseAtSeal(Watch):
 
     def sealed(self, volume: Volume, sealed: SealedCommit) -> None:
         super().sealed(volume, sealed)
-        freed, sealed.freed = sealed.freed, Freed()
+        freed, sealed.freed = sealed.freed, Freed(volume.store.block_size)
         assert volume.spacemap is not None
         volume.spacemap.release(freed)
 
@@ -140,7 +141,7 @@ class ReuseOneCommitEarly(Watch):
     def published(self, volume: Volume, sealed: SealedCommit) -> None:
         super().published(volume, sealed)
         assert volume.spacemap is not None
-        freed, volume._held_back = volume._held_back, Freed()
+        freed, volume._held_back = volume._held_back, Freed(volume.store.block_size)
         volume.spacemap.release(freed)
 
 
@@ -155,7 +156,7 @@ def test_reuse_one_commit_early() -> None:
 
 def seal_without_end(self: SpaceMap) -> Freed:
     """What was born before the seal still counts as born after it."""
-    freed, self.freed = self.freed, Freed()
+    freed, self.freed = self.freed, Freed(self._store.block_size)
     self.born_runs = []
     self.born_count = 0
     return freed

@@ -12,6 +12,9 @@ import pytest
 import trio
 
 from cowfs.fuse.handshake import (
+    BACKGROUND_MAX,
+    FUSE_ASYNC_DIO,
+    FUSE_ASYNC_READ,
     FUSE_DIRECT_IO_ALLOW_MMAP,
     FUSE_DONT_MASK,
     FUSE_HANDLE_KILLPRIV_V2,
@@ -34,9 +37,16 @@ def request(opcode: int, flags: int = 0, flags2: int = 0) -> bytes:
     return words(104, opcode, 1, *[0] * 7, 7, 45, 1 << 17, flags, flags2, *[0] * 11)
 
 
-def answer(flags: int, flags2: int = 0, error: int = 0) -> bytes:
-    """A header of four words, major, minor, max_readahead, flags, four more, the second word of flags, and the rest."""
-    return words(80, error, 1, 0, 7, 31, 1 << 17, flags, 1, 2, 3, 4, flags2, *[0] * 7)
+def answer(flags: int, flags2: int = 0, error: int = 0, background: int = 12) -> bytes:
+    """A header of four words, major, minor, max_readahead, flags, two halves of a word that say how many requests of the
+    background there may be and how many are many, three more, the second word of flags, and the rest."""
+    halves = background.to_bytes(2, sys.byteorder) + (9).to_bytes(2, sys.byteorder)
+    return words(80, error, 1, 0, 7, 31, 1 << 17, flags) + halves + words(2, 3, 4, flags2, *[0] * 7)
+
+
+def good(flags: int, flags2: int = 0) -> bytes:
+    """The answer that the kernel gets."""
+    return answer(flags, flags2, background=BACKGROUND_MAX)
 
 
 @pytest.fixture
@@ -76,7 +86,7 @@ def test_the_answer_gets_one_bit_more_and_the_descriptor_is_the_kernels_again(en
     kernel.send(request(GETATTR))
     seen, done = serve(fd, lambda text: answer(FUSE_POSIX_ACL) if text == request(FUSE_INIT) else b"attributes", 2)
     assert (seen, done) == ([request(FUSE_INIT), request(GETATTR)], 1)
-    assert [kernel.recv(1 << 16) for _ in range(2)] == [answer(FUSE_POSIX_ACL | FUSE_DONT_MASK), b"attributes"]
+    assert [kernel.recv(1 << 16) for _ in range(2)] == [good(FUSE_POSIX_ACL | FUSE_DONT_MASK), b"attributes"]
     assert os.fstat(fd).st_ino == before
     assert not os.get_inheritable(fd)
 
@@ -111,11 +121,20 @@ def test_a_late_answer_is_waited_for(ends: tuple[socket.socket, int]) -> None:
     assert os.read(fd, 1 << 16) == request(GETATTR)
 
 
-@pytest.mark.parametrize(
-    "reply", [answer(0), answer(FUSE_DONT_MASK), answer(FUSE_POSIX_ACL, error=-22), b"", bytes(20)]
-)
-def test_what_agrees_to_no_lists_stays(reply: bytes) -> None:
+@pytest.mark.parametrize("reply", [answer(FUSE_POSIX_ACL | FUSE_ASYNC_READ, error=-22), b"", bytes(20)])
+def test_what_is_no_good_answer_stays(reply: bytes) -> None:
     assert improved(request(FUSE_INIT), reply) == reply
+
+
+@pytest.mark.parametrize("flags", [0, FUSE_DONT_MASK])
+def test_what_agrees_to_no_lists_gets_no_mask(flags: int) -> None:
+    assert improved(request(FUSE_INIT), answer(flags)) == good(flags)
+
+
+def test_nobody_waits_behind_what_is_written_back() -> None:
+    """Neither a request behind many of the background, nor what somebody reads among them."""
+    assert improved(request(FUSE_INIT), answer(2 | FUSE_ASYNC_READ | FUSE_ASYNC_DIO)) == good(2)
+    assert BACKGROUND_MAX <= 2
 
 
 @pytest.mark.parametrize(
@@ -127,10 +146,10 @@ def test_what_agrees_to_no_lists_stays(reply: bytes) -> None:
     ],
 )
 def test_maps_past_the_cache_are_asked_for_where_they_are_offered(flags: int, flags2: int, asked: bool) -> None:
-    wanted = answer(2 | FUSE_INIT_EXT, 1 | FUSE_DIRECT_IO_ALLOW_MMAP) if asked else answer(2, 1)
+    wanted = good(2 | FUSE_INIT_EXT, 1 | FUSE_DIRECT_IO_ALLOW_MMAP) if asked else good(2, 1)
     assert improved(request(FUSE_INIT, flags, flags2), answer(2, 1)) == wanted
 
 
 @pytest.mark.parametrize(("flags", "added"), [(FUSE_HANDLE_KILLPRIV_V2, FUSE_HANDLE_KILLPRIV_V2), (0, 0)])
 def test_the_kernel_remembers_what_has_no_capabilities_where_it_can(flags: int, added: int) -> None:
-    assert improved(request(FUSE_INIT, flags), answer(2)) == answer(2 | added)
+    assert improved(request(FUSE_INIT, flags), answer(2)) == good(2 | added)

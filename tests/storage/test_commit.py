@@ -57,7 +57,7 @@ def account(files: PlainFiles) -> None:
         assert page.held == (busy & ~bits).bit_count()
     assert (spacemap.free, spacemap.held, spacemap.available) == (free, held, free - held)
     assert spacemap.born_count >= born
-    assert spacemap.freed.count == sum(count for _, count in spacemap.freed.runs)
+    assert spacemap.freed.count == sum(count for _, count in spacemap.freed.runs())
     in_flight = files.volume._in_flight
     sealed = in_flight.freed.count if in_flight else 0
     assert held == spacemap.freed.count + sealed + files.volume._held_back.count

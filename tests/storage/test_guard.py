@@ -17,7 +17,8 @@ from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import geometry_for_size
 from cowfs.storage.commit import SealedCommit, Sealer
 from cowfs.storage.device import MemoryDevice
-from cowfs.storage.spacemap import Freed, SpaceMap
+from cowfs.storage.freed import Freed
+from cowfs.storage.spacemap import SpaceMap
 from cowfs.storage.volume import Volume
 
 SIZE = 2 * MIB
@@ -121,7 +122,7 @@ def test_reuse_in_the_same_generation_is_caught(monkeypatch: pytest.MonkeyPatch)
     def free_run(self: SpaceMap, start: int, count: int) -> None:
         original(self, start, count)
         self.release(self.freed)
-        self.freed = Freed()
+        self.freed = Freed(self._store.block_size)
 
     monkeypatch.setattr(SpaceMap, "free_run", free_run)
     caught("overwritten, which slot")
@@ -135,7 +136,7 @@ def test_reuse_one_commit_too_early_is_caught(monkeypatch: pytest.MonkeyPatch) -
         original(self, sealed)
         assert self.spacemap is not None
         self.spacemap.release(self._held_back)
-        self._held_back = Freed()
+        self._held_back = Freed(self.geometry.block_size)
 
     monkeypatch.setattr(Volume, "publish", publish)
     caught("overwritten, which slot")
@@ -150,7 +151,7 @@ def test_reuse_as_soon_as_it_is_sealed_is_caught(monkeypatch: pytest.MonkeyPatch
         sealed = original(self, complete=complete)
         assert self.spacemap is not None
         self.spacemap.release(self._held_back)
-        self._held_back = Freed()
+        self._held_back = Freed(self.geometry.block_size)
         return sealed
 
     monkeypatch.setattr(Volume, "seal", seal)
