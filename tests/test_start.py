@@ -61,20 +61,47 @@ def image(tmp_path: Path) -> Path:
 
 
 def test_a_mount_starts_without_what_only_commands_need() -> None:
-    loaded = loaded_after("import cowfs.fuse.daemon, cowfs.fuse.server, cowfs.storage.volume")
+    loaded = loaded_after("from cowfs.fuse import daemon, lean\nlean.load_pyfuse3()\nimport cowfs.fuse.server")
+    assert under(loaded, "importlib.metadata", "email", "zipfile") == []
     assert {"pyfuse3", "trio", "cowfs.fs.snapshot", "cowfs.fuse.operations"} <= loaded, "that is no mount"
     assert under(loaded, *LATER, "click", "cowfs.cli") == []
     assert under(loaded, *SLOW) == []
 
 
-def test_the_starter_forks_before_pyfuse3_and_trio_are_there(tmp_path: Path) -> None:
-    code = f"""
-from cowfs.cli import program
-from cowfs.fuse import daemon
-daemon.start = lambda report: 0
-assert program.run(["mount", {str(tmp_path / "image")!r}, {str(tmp_path)!r}]) == 0
+def starter(*words: object) -> str:
+    """The code of a starter, up to the fork, which is left out."""
+    return f"""
+import sys
+from cowfs import cli
+from cowfs.cli import quick
+quick.fork.start = lambda report: 0
+cli.os._exit = lambda status: None
+sys.argv = ["cowfs", *{[str(word) for word in words]!r}]
+try:
+    cli.main()
+except SystemExit as end:
+    assert not end.code
 """
-    assert under(loaded_after(code), "pyfuse3", "trio", *LATER, *SLOW) == []
+
+
+def test_the_starter_of_a_mount_loads_next_to_nothing(tmp_path: Path) -> None:
+    python = loaded_after("pass")
+    for words in (("mount", tmp_path / "image", tmp_path), (tmp_path / "image", tmp_path, "-o", "ro")):
+        ours = loaded_after(starter(*words)) - python
+        assert {name for name in ours if name.split(".")[0] == "cowfs"} == {
+            "cowfs",
+            "cowfs.cli",
+            "cowfs.cli.quick",
+            "cowfs.fuse",
+            "cowfs.fuse.fork",
+        }
+        assert len(ours) <= 8
+
+
+def test_checksums_do_not_look_for_versions_of_packages() -> None:
+    loaded = loaded_after("import cowfs.storage.volume")
+    assert "crc32c._crc32c" in loaded
+    assert under(loaded, "importlib.metadata", "email", "zipfile") == []
 
 
 def test_info_of_an_image_loads_only_its_own(image: Path) -> None:

@@ -9,7 +9,7 @@ import click
 
 from cowfs import control
 from cowfs.cli.output import require_mount
-from cowfs.fuse import daemon
+from cowfs.fuse import daemon, fork
 
 
 @click.command()
@@ -69,7 +69,7 @@ def mount(
     )
     image, mountpoint = os.path.realpath(image), os.path.abspath(mountpoint)
     if not foreground:
-        status = daemon.start(report=lambda line: click.echo(line, err=True))
+        status = fork.start(report=lambda line: click.echo(line, err=True))
         if status is not None:
             return status
     return daemon.run(image, mountpoint, parsed, detach=not foreground, report=_say)

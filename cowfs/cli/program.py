@@ -6,22 +6,18 @@ of the filesystem when it runs.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from cowfs import __version__, is_compiled
+from cowfs.cli.quick import EXIT_FAILURE, EXIT_INTERRUPTED, explanation
 from cowfs.errors import CowfsError
 
-EXIT_FAILURE = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
-COLLECTOR_THRESHOLD = 20_000
-"""What modules are made of is no garbage, and looking for some among it makes importing a tenth slower."""
 
 
 COMMANDS = (
@@ -148,17 +144,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"{error.format_message()} ('{name} --help' tells more)", EXIT_USAGE)
     except click.ClickException as error:
         return _complain(error.format_message(), EXIT_FAILURE)
-    except CowfsError as error:
-        return _complain(str(error), EXIT_FAILURE)
     except (click.Abort, KeyboardInterrupt):
         return _complain("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has enough. Nothing is left to be flushed into the pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
-    except OSError as error:
-        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        return _complain(f"{where}{error.strerror or error}", EXIT_FAILURE)
+    except (CowfsError, OSError) as error:
+        return _complain(explanation(error) or str(error), EXIT_FAILURE)
     return result if isinstance(result, int) else 0
 
 
@@ -166,9 +159,3 @@ def _complain(message: str, code: int) -> int:
     text = " ".join(message.split("\n")).encode(errors="replace").decode(errors="replace")
     click.echo(f"cowfs: {text}", err=True)
     return code
-
-
-def main() -> NoReturn:
-    """Runs the command and exits."""
-    gc.set_threshold(COLLECTOR_THRESHOLD)
-    sys.exit(run())

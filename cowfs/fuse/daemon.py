@@ -1,81 +1,29 @@
-"""The process behind a mount: how it is started, what it opens, where it logs, and how the starter hears of it.
+"""The process behind a mount: what it opens, where it logs, and how the starter hears of it. `fork` has its beginning.
 
-The starter forks: a second start of Python, and of what the starter has loaded, would cost more than the mount. The copy
-makes itself a daemon in a new session, without the starter's descriptors, and the starter waits on a pipe that is the copy's
-standard error. The daemon says `READY` there once the mount answers, and lets go of it; every other line is for the user.
-Its command line and its environment are those of the starter. It forks before pyfuse3 and trio are imported and before
-there is any thread, so nothing of theirs is shared.
+It is forked before pyfuse3 and trio are imported.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import gc
 import logging
 import os
-import signal
-import sys
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cowfs.errors import Busy, CowfsError, DeviceError, InvalidArgument, NotAVolume
-from cowfs.fuse import mounts
+from cowfs.fuse import lean, mounts
+from cowfs.fuse.fork import READY
 
 if TYPE_CHECKING:
     from cowfs.fuse.options import MountOptions
     from cowfs.storage.device import Device, FileDevice
     from cowfs.storage.volume import Volume
 
-READY = "cowfs is ready"
 SYSLOG_SOCKET = "/dev/log"
 
 log = logging.getLogger("cowfs")
-
-
-def start(report: Callable[[str], None]) -> int | None:
-    """Starts a daemon: a copy of this process. It returns None there, and in the starter what the command's status is.
-
-    The starter gets that once the copy serves (0) or has failed (its status). `report` gets what the copy says before
-    that on standard error, line by line. Only for a process without other threads, of which a copy would have half.
-    """
-    assert threading.active_count() == 1
-    reading, writing = os.pipe()
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()  # or it would be written twice
-    gc.freeze()  # a collection would touch, and so copy, every page that the two share
-    daemon = os.fork()
-    if daemon == 0:
-        _leave_the_starter(writing)
-        return None
-    os.close(writing)
-    try:
-        with open(reading, encoding="utf-8", errors="replace") as said:
-            for line in said:
-                if line.rstrip("\n") == READY:
-                    return 0
-                report(line.rstrip("\n"))
-        status = os.waitstatus_to_exitcode(os.waitpid(daemon, 0)[1])
-    except BaseException:
-        os.kill(daemon, signal.SIGTERM)
-        raise
-    return status if status > 0 else 1
-
-
-def _leave_the_starter(stderr: int) -> None:
-    """Makes a copy of the starter a process of its own: a new session, and none of its descriptors."""
-    os.setsid()
-    # Where the starter has none of the first three, these may be among them.
-    null, stderr = (fcntl.fcntl(one, fcntl.F_DUPFD, 3) for one in (os.open(os.devnull, os.O_RDWR), stderr))
-    for number, descriptor in enumerate((null, null, stderr)):
-        os.dup2(descriptor, number)
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2:
-            with contextlib.suppress(OSError):  # that of the listing itself
-                os.close(int(name))
 
 
 def run(image: str, mountpoint: str, options: MountOptions, *, detach: bool, report: Callable[[str], None]) -> int:
@@ -83,6 +31,7 @@ def run(image: str, mountpoint: str, options: MountOptions, *, detach: bool, rep
 
     `detach`: standard error belongs to a starter, who waits for `READY`. `report` shows one line to the user.
     """
+    lean.load_pyfuse3()
     from cowfs.fuse import server
 
     _start_log(options.log, to_stderr=not detach)
