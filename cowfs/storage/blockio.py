@@ -100,6 +100,13 @@ class BlockStore:
                 return self._read_mixed(blocks)
         return self._read_device(block, count)
 
+    def read_data(self, block: int) -> bytes:
+        """One block of file data, as `read_run`."""
+        if not 0 <= block < self.num_blocks:
+            return self.read_run(block, 1)
+        held = self.in_memory(block)
+        return self._read_device(block, 1) if held is None else bytes(held)
+
     def _read_mixed(self, blocks: range) -> bytes:
         pieces: list[Buffer] = []
         start = blocks.start

@@ -96,6 +96,13 @@ class BlockTrees:
             return b""
         block_size = self._block_size
         first = offset // block_size
+        start = offset - first * block_size
+        if start + size <= block_size:
+            pointer = self.pointer(root, first)
+            if pointer == f.NO_BLOCK:
+                return bytes(size)
+            data = self.store.read_data(pointer)
+            return data if size == block_size else data[start : start + size]
         count = (offset + size - 1) // block_size + 1 - first
         pieces: list[bytes] = []
         for pointer, number in self.runs(root, first, count):
@@ -104,7 +111,6 @@ class BlockTrees:
             else:
                 pieces.append(self.store.read_run(pointer, number))
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        start = offset - first * block_size
         if start == 0 and len(data) == size:
             return data
         return data[start : start + size]

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
 
 from cowfs.errors import Corrupt, DeviceError, FileTooBig, UnreadableData
 from cowfs.ondisk import format as f
@@ -31,6 +32,8 @@ from cowfs.storage.blockio import BlockStore, pointer_bytes
 from cowfs.storage.blocktree import BlockTrees, Root, WritableRoot
 from cowfs.storage.children import Child
 from cowfs.storage.transaction import Transaction
+
+WAYS_MAX: Final = 64  # files of which the way to late blocks stays known after they were placed
 
 
 class _Pointers:
@@ -54,7 +57,8 @@ class LateTrees(BlockTrees):
         self.count = 0
         self.growth = 0
         self.on_failure: Callable[[BaseException], None] = lambda error: None
-        self._late: dict[Root, dict[int, _Pointers]] = {}  # by number of the indirect block
+        self._late: dict[Root, dict[int, _Pointers]] = {}
+        """Late blocks by file and number of the indirect block; where they were, the way to it stays known for a while."""
 
     # --- writing ---
 
@@ -94,7 +98,8 @@ class LateTrees(BlockTrees):
             raise FileTooBig
         last = (end - 1) // block_size
         if last >= f.POINTER_COUNT * self._fanout**root.levels:
-            self.settle()  # the tree gains a level: its pointers move
+            self.settle()
+            self._late.pop(root, None)  # the tree gains a level: its pointers move
         self._look(root, index, last - index + 1)
         contents: list[Buffer] = []
         at = 0
@@ -170,23 +175,28 @@ class LateTrees(BlockTrees):
             except BaseException as error:
                 self.on_failure(error)
                 raise
-        self._late.clear()
+        if len(self._late) > WAYS_MAX:
+            self._late.clear()
 
     def _settle(self, to_device: bool) -> None:
         tx, store = self._tx, self.store
         assert tx is not None
-        late = [below for groups in self._late.values() for below in groups.values() if below.contents]
-        rows = [sorted(below.contents) for below in late]
-        olds = [[below.words[slot] for slot in slots] for below, slots in zip(late, rows, strict=True)]
+        late = [(root, below) for root, groups in self._late.items() for below in groups.values() if below.contents]
+        alone = all(root is late[0][0] for root, _ in late)
+        rows = [sorted(below.contents) for _, below in late]
+        olds = [[below.words[slot] for slot in slots] for (_, below), slots in zip(late, rows, strict=True)]
         named = [old for row in olds for old in row if old not in self._holes]
         stay = tx.in_place_among(named)
-        free = self._new_places(tx, self.count - len(stay), late[0], rows[0][0])
+        before = late[0][1].words[rows[0][0] - 1] if alone and rows[0][0] else f.NO_BLOCK
+        free = self._new_places(tx, self.count - len(stay), before)
         contents: dict[int, Buffer] = {}
-        for below, slots, row in zip(late, rows, olds, strict=True):
+        for (_, below), slots, row in zip(late, rows, olds, strict=True):
             news = [old if old in stay else next(free) for old in row]
             for slot, block in zip(slots, news, strict=True):
                 contents[block] = below.contents[slot]
             self._point(below, slots, news)
+            below.contents = {}
+            below.grows = set()
         tx.changes += 1
         tx.drop_leaves([old for old in named if old not in stay])
         store.forget_blocks(contents.keys())
@@ -196,11 +206,10 @@ class LateTrees(BlockTrees):
         else:
             store.dirty_data.update(contents)
 
-    def _new_places(self, tx: Transaction, number: int, below: _Pointers, slot: int) -> Iterator[int]:
-        """So many new blocks, behind what comes before the first late block of a file where it is but one file."""
+    def _new_places(self, tx: Transaction, number: int, near: int) -> Iterator[int]:
+        """So many new blocks, behind the block `near` if it is one."""
         if not number:
             return iter(())
-        near = below.words[slot - 1] if slot and len(self._late) == 1 else f.NO_BLOCK
         runs = tx.allocate_data(number, None if near in self._holes else near)
         return itertools.chain.from_iterable(range(start, start + count) for start, count in runs)
 
@@ -219,15 +228,18 @@ class LateTrees(BlockTrees):
                     at * f.POINTER_SIZE : (at + 1) * f.POINTER_SIZE
                 ]
 
-    def _settle_if_late(self, roots: Iterable[Root]) -> None:
-        if self._late and any(root in self._late for root in roots):
-            self.settle()
+    def _leave(self, roots: Iterable[Root]) -> None:
+        """These files have no late blocks, and nothing is known of them."""
+        for root in roots:
+            if root in self._late:
+                self.settle()
+                self._late.pop(root, None)
 
     # --- what a late block is part of ---
 
     def read(self, root: Root, offset: int, size: int) -> bytes:
         """As BlockTrees has it."""
-        groups = self._late.get(root) if self._late else None
+        groups = self._late.get(root) if self.count else None
         if groups is None:
             return super().read(root, offset, size)
         size = min(size, root.size - offset)
@@ -258,7 +270,7 @@ class LateTrees(BlockTrees):
 
     def write(self, writable: WritableRoot, offset: int, data: Buffer) -> None:
         """As BlockTrees has it."""
-        self._settle_if_late((writable.root,))
+        self._leave((writable.root,))
         super().write(writable, offset, data)
 
     def resize(self, writable: WritableRoot, size: int) -> None:
@@ -266,7 +278,7 @@ class LateTrees(BlockTrees):
         root = writable.root
         if root in self._late:
             if size:
-                self.settle()
+                self._leave((root,))
             else:
                 self._forget(root)
         super().resize(writable, size)
@@ -278,18 +290,19 @@ class LateTrees(BlockTrees):
 
     def punch(self, writable: WritableRoot, index: int) -> None:
         """As BlockTrees has it."""
-        self._settle_if_late((writable.root,))
+        self._leave((writable.root,))
         super().punch(writable, index)
 
     def tops(self, roots: Iterable[Root]) -> list[Child]:
         """As BlockTrees has it."""
         roots = list(roots)
-        self._settle_if_late(roots)
+        self._leave(roots)
         return super().tops(roots)
 
     def share(self, roots: Sequence[Root]) -> list[Root]:
         """As BlockTrees has it."""
         self.settle()
+        self._late.clear()
         return super().share(roots)
 
     def end_epoch(self) -> None:
