@@ -85,5 +85,5 @@ def extensions(modules: list[str], folder: str) -> list[Any]:
 
     paths = [name.replace(".", "/") + ".py" for name in modules]
     options = [*MYPY_OPTIONS, f"--cache-dir={folder}/mypy"]
-    made: list[Any] = mypycify([*options, *paths], opt_level="3", debug_level="0", target_dir=folder)
+    made: list[Any] = mypycify([*options, *paths], opt_level="1", debug_level="0", target_dir=folder)
     return made

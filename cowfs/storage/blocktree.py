@@ -18,7 +18,7 @@ Locking: the core thread only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from cowfs.errors import Corrupt, DeviceError, FileTooBig, UnreadableData
@@ -30,15 +30,19 @@ from cowfs.storage.children import Child
 from cowfs.storage.transaction import INLINE_INDIRECT_BLOCKS, Transaction, runs_of
 
 
-@dataclass(slots=True, eq=False)
 class Root:
     """The root of a block tree in memory. `size` is bytes, `blocks` the number of data blocks that are not holes."""
 
-    kind: int
-    size: int = 0
-    ptr: list[int] = field(default_factory=lambda: [f.NO_BLOCK] * f.POINTER_COUNT)
-    levels: int = 0
-    blocks: int = 0
+    __slots__ = ("blocks", "kind", "levels", "ptr", "size")
+
+    def __init__(
+        self, kind: int, size: int = 0, ptr: list[int] | None = None, levels: int = 0, blocks: int = 0
+    ) -> None:
+        self.kind = kind
+        self.size = size
+        self.ptr = [f.NO_BLOCK] * f.POINTER_COUNT if ptr is None else ptr
+        self.levels = levels
+        self.blocks = blocks
 
 
 class WritableRoot:
