@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
 NANOSECONDS: Final = 1_000_000_000
@@ -51,9 +53,8 @@ class Caller(NamedTuple):
     umask: int = 0
 
 
-@dataclass(slots=True, init=False)
-class Attributes:
-    """Attributes of an inode, as stat(2) has them. Shared and kept: read it, do not change it.
+class Attributes(NamedTuple):
+    """Attributes of an inode, as stat(2) has them. Shared and kept; a tuple, since listings make and read thousands.
 
     `size` is bytes, `blocks` counts 512-byte units, times are nanoseconds since 1970, `rdev` is a device number in the
     notation of `os.makedev`, `block_size` the volume's block size in bytes.
@@ -74,38 +75,9 @@ class Attributes:
     birth_ns: int
     block_size: int
 
-    def __init__(
-        self,
-        ino: int,
-        generation: int,
-        mode: int,
-        links: int,
-        uid: int,
-        gid: int,
-        rdev: int,
-        size: int,
-        blocks: int,
-        atime_ns: int,
-        mtime_ns: int,
-        ctime_ns: int,
-        birth_ns: int,
-        block_size: int,
-    ) -> None:
-        # Written out: compiled, the one that dataclass makes at run time takes 30 times as long.
-        self.ino = ino
-        self.generation = generation
-        self.mode = mode
-        self.links = links
-        self.uid = uid
-        self.gid = gid
-        self.rdev = rdev
-        self.size = size
-        self.blocks = blocks
-        self.atime_ns = atime_ns
-        self.mtime_ns = mtime_ns
-        self.ctime_ns = ctime_ns
-        self.birth_ns = birth_ns
-        self.block_size = block_size
+
+new_attributes: Final[Callable[[tuple[int, ...]], Attributes]] = partial(tuple.__new__, Attributes)
+"""Attributes of their 14 values, in less time than the class's own constructor takes."""
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ Locking: the core thread only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cowfs.errors import (
     Corrupt,
@@ -26,6 +26,7 @@ from cowfs.errors import (
     Stale,
 )
 from cowfs.fs.attributes import AtimeMode
+from cowfs.fs.bulk import BulkReader
 from cowfs.fs.directory import Directories, Directory
 from cowfs.fs.inode import Inode, InodeTable
 from cowfs.fs.longnames import LongNames
@@ -56,6 +57,7 @@ class Core:
         self.volume = volume
         self.tree = tree or volume.live
         self.inodes = InodeTable(volume, self.tree)
+        self.bulk = BulkReader(volume, self.inodes)
         self._names = LongNames(volume, self.tree)
         self.directories = Directories(volume, self.tree, self._names)
         self.xattrs = Xattrs(volume, self.inodes)
@@ -90,6 +92,12 @@ class Core:
     def hold(self, ino: int, count: int = 1) -> None:
         """Adds users (kernel lookups, open handles) to an inode: while it has any, unlinking does not free it."""
         self._users[ino] = self._users.get(ino, 0) + count
+
+    def hold_each(self, inos: Iterable[int]) -> None:
+        """Adds one user to each of these inodes."""
+        users = self._users
+        for ino in inos:
+            users[ino] = users.get(ino, 0) + 1
 
     def unhold(self, ino: int, count: int = 1) -> None:
         """Takes users away; when the last one leaves an orphan, it is freed. Raises Corrupt, DeviceError."""

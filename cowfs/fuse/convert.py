@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from typing import Final
 
 import pyfuse3
 
@@ -20,7 +21,7 @@ INODE_MASK = (1 << INODE_BITS) - 1
 CONTROL_NODES = INODE_MASK << INODE_BITS
 """Node ids from here on belong to the control directory; no tree has this number."""
 
-CACHE_SECONDS = 300.0
+CACHE_SECONDS: Final = 300.0
 """How long the kernel may trust names and attributes: one writer owns the volume, and it hears of every change."""
 
 log = logging.getLogger(__name__)
@@ -45,23 +46,35 @@ def damaged(node: int) -> pyfuse3.EntryAttributes:
 
 def entry(attributes: Attributes, node: int) -> pyfuse3.EntryAttributes:
     """Attributes of a node as the kernel gets them."""
+    result = blank_entry(attributes.block_size)
+    fill(result, attributes, node)
+    return result
+
+
+def blank_entry(block_size: int) -> pyfuse3.EntryAttributes:
+    """What is the same for all nodes of a volume."""
     result = pyfuse3.EntryAttributes()
-    result.st_ino = node
-    result.generation = attributes.generation
     result.entry_timeout = CACHE_SECONDS
     result.attr_timeout = CACHE_SECONDS
-    result.st_mode = attributes.mode
-    result.st_nlink = attributes.links
-    result.st_uid = attributes.uid
-    result.st_gid = attributes.gid
-    result.st_rdev = attributes.rdev
-    result.st_size = attributes.size
-    result.st_blksize = attributes.block_size
-    result.st_blocks = attributes.blocks
-    result.st_atime_ns = attributes.atime_ns
-    result.st_mtime_ns = attributes.mtime_ns
-    result.st_ctime_ns = attributes.ctime_ns
+    result.st_blksize = block_size
     return result
+
+
+def fill(entry: pyfuse3.EntryAttributes, attributes: Attributes, node: int) -> None:
+    """Makes a blank entry that of a node. A listing fills the same one again and again: each is copied into the reply."""
+    _, generation, mode, links, uid, gid, rdev, size, blocks, atime_ns, mtime_ns, ctime_ns, _, _ = attributes
+    entry.st_ino = node
+    entry.generation = generation
+    entry.st_mode = mode
+    entry.st_nlink = links
+    entry.st_uid = uid
+    entry.st_gid = gid
+    entry.st_rdev = rdev
+    entry.st_size = size
+    entry.st_blocks = blocks
+    entry.st_atime_ns = atime_ns
+    entry.st_mtime_ns = mtime_ns
+    entry.st_ctime_ns = ctime_ns
 
 
 def statvfs(space: Statfs) -> pyfuse3.StatvfsData:

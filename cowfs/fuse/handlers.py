@@ -120,9 +120,12 @@ class FileHandle:
 
 
 class DirectoryHandle:
-    """An open directory, with the listing in progress. The control directory has no tree."""
+    """An open directory, with the listing in progress. The control directory has no tree.
 
-    __slots__ = ("ino", "listing", "node", "page", "tree")
+    `page_size`: entries to prepare for the next reply, as many as the last one had.
+    """
+
+    __slots__ = ("ino", "listing", "node", "page", "page_size", "tree")
 
     def __init__(self, tree: Filesystem | None, node: int) -> None:
         self.tree = tree
@@ -130,3 +133,4 @@ class DirectoryHandle:
         self.page: FolderPage | None = None  # of the listing of the folder of snapshots
         self.ino = node & convert.INODE_MASK
         self.listing: Listing | None = None
+        self.page_size = 0

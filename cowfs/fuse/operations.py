@@ -18,7 +18,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyfuse3
@@ -27,7 +27,6 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 from cowfs import control
 from cowfs.control.host import Host
 from cowfs.errors import (
-    Corrupt,
     CowfsError,
     CrossTree,
     Exists,
@@ -40,6 +39,7 @@ from cowfs.errors import (
 )
 from cowfs.fs.attributes import RENAME_NOREPLACE, AtimeMode, Attributes, Caller
 from cowfs.fs.filesystem import Filesystem
+from cowfs.fs.listing import PagedEntry
 from cowfs.fs.snapshot import Snapshots
 from cowfs.fuse import convert, late
 from cowfs.fuse.commits import CommitScheduler
@@ -60,6 +60,11 @@ FULL_BLOCKS = 256
 COMMANDS_MAX = 64
 """Commands in progress at once. Each keeps a worker waiting, and what it waits for may need requests to be served: with all
 workers waiting the mount would stand still."""
+
+PAGE_ENTRIES = 32
+"""Entries that a listing prepares at once, before it is known how many fit into a reply."""
+
+_DOTS = (b".", b"..")
 
 log = logging.getLogger(__name__)
 
@@ -454,17 +459,25 @@ class Operations(pyfuse3.Operations):
             handle.listing = tree.listing(handle.ino)
         if start_id == 0 and self._touches:
             tree.touch_atime(handle.ino)
-        told = 0
-        try:
-            for cookie, name, ino, attributes in handle.listing.entries(start_id):
-                if not self._list(tree, token, cookie, name, ino, attributes):
-                    return
-                told += 1
-        except CowfsError as error:
-            # An error now would take back what the reply holds already, and whose lookups count; the next call meets it.
-            if not told:
-                raise
-            log.error("readdir: %s", error)
+        told: list[int] = []
+        begin, full = start_id, False
+        size = max(handle.page_size, PAGE_ENTRIES)
+        while not full:
+            try:
+                page = handle.listing.page(start_id, size)
+            except CowfsError as error:
+                # An error now would take back what the reply holds already, and whose lookups count; the next call meets it.
+                if start_id == begin:
+                    raise
+                log.error("readdir: %s", error)
+                break
+            if not page:
+                break
+            full = not self._list(tree, token, page, told)
+            start_id = page[-1][0]
+            size = PAGE_ENTRIES
+        handle.page_size = len(told)
+        tree.hold_each(told)
 
     @changes
     def releasedir(self, fh: int) -> None:
@@ -555,26 +568,23 @@ class Operations(pyfuse3.Operations):
         handles = (handle for handle in self._handles.values() if isinstance(handle, FileHandle))
         return [handle.cached_writer for handle in handles if handle.node == node and handle.cached_writer]
 
-    def _list(
-        self,
-        tree: Filesystem,
-        token: ReaddirToken,
-        cookie: int,
-        name: bytes,
-        ino: int,
-        attributes: Callable[[], Attributes],
-    ) -> bool:
-        """Adds an entry to the reply to readdir; False where it is full."""
-        try:
-            entry = convert.entry(attributes(), self.trees.node(tree, ino))
-        except Corrupt as error:
-            # The kernel shows the name of an entry whose attributes cannot be, so that it can be removed.
-            log.error("inode %d: %s", ino, error)
-            entry = convert.damaged(self.trees.node(tree, ino))
-        if not pyfuse3.readdir_reply(token, name, entry, cookie):
-            return False
-        if name not in (b".", b"..") and ino != ROOT_NODE:
-            tree.hold(ino)
+    def _list(self, tree: Filesystem, token: ReaddirToken, page: list[PagedEntry], told: list[int]) -> bool:
+        """Adds entries to the reply to readdir, and to `told` those whose lookups count; False where it is full."""
+        reply, bits, is_top = pyfuse3.readdir_reply, tree.node_bits, tree is self.trees.root
+        entry = convert.blank_entry(self._volume.geometry.block_size)
+        for cookie, name, ino, attributes in page:
+            node = ROOT_NODE if ino == ROOT_NODE and is_top else bits | ino
+            if isinstance(attributes, Attributes):
+                convert.fill(entry, attributes, node)
+                added = reply(token, name, entry, cookie)
+            else:
+                # The kernel shows the name of an entry whose attributes cannot be, so that it can be removed.
+                log.error("inode %d: %s", ino, attributes)
+                added = reply(token, name, convert.damaged(node), cookie)
+            if not added:
+                return False
+            if ino != ROOT_NODE and name not in _DOTS:
+                told.append(ino)
         return True
 
     @changes

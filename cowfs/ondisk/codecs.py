@@ -6,12 +6,15 @@ Everything here is derived from the declarations in `format`; nothing is declare
 from __future__ import annotations
 
 import array
+import functools
 import itertools
+import operator
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from cowfs.ondisk import format as f
+from cowfs.ondisk.geometry import pointers_from
 from cowfs.ondisk.records import Buffer, ByteOrder, Record
 
 
@@ -77,23 +80,30 @@ def put_superblock_checksum(record: bytearray, checksum: int) -> None:
 
 
 class InodeCodec:
-    """Inodes as plain tuples, in the order of DiskInode's fields with the 16 pointers in place."""
+    """Inodes as plain tuples, in the order of DiskInode's fields with the 16 pointers in place.
 
-    __slots__ = ("pack", "pack_into", "unpack_from")
+    `unpack_without_pointers` leaves these out: whoever only wants attributes has half the work.
+    """
+
+    __slots__ = ("pack", "pack_into", "unpack_from", "unpack_without_pointers")
 
     def __init__(self, order: ByteOrder) -> None:
         layout = f.DiskInode._structs[order]
         self.pack = layout.pack
         self.pack_into = layout.pack_into
         self.unpack_from = layout.unpack_from
+        fields = (f"{item.size}x" if item.name == "ptr" else item.code for item in f.DiskInode.LAYOUT)
+        self.unpack_without_pointers = struct.Struct(order + "".join(fields)).unpack_from
 
 
 class EntryCodec:
     """Directory entries in raw bytes: offsets are bytes from the start of the directory, multiples of 32."""
 
-    __slots__ = ("_long", "_short", "_word", "unpack_number")
+    __slots__ = ("_listed", "_long", "_order", "_short", "_word", "unpack_number")
 
     def __init__(self, order: ByteOrder) -> None:
+        self._order = order
+        self._listed = f.ShortEntry._structs[order]
         self._word = struct.Struct(order + "I")
         self.unpack_number = self._word.unpack_from
         self._short = f.ShortEntry._structs[order].pack
@@ -126,8 +136,24 @@ class EntryCodec:
         value: int = self.unpack_number(raw, offset + CHECKSUM_OFFSET)[0]
         return value
 
+    def listed(self, raw: Buffer) -> Iterator[tuple[int, int, bytes]]:
+        """(inode number, length byte, padded name) of each entry in `raw`, whose size is a multiple of 32."""
+        return self._listed.iter_unpack(raw)
+
+    def numbers(self, raw: Buffer) -> list[int]:
+        """The inode number of each entry in `raw`, whose size is a multiple of 32."""
+        return pointers_from(raw, self._order)[:: ENTRY_SIZE // f.POINTER_SIZE].tolist()
+
+    def slots(self, raw: Buffer) -> list[int]:
+        """The long-name slots of the long entries in `raw`, whose size is a multiple of 32."""
+        marks = bytes(raw[KEY_OFFSET::ENTRY_SIZE])
+        if f.LONG_NAME_MARK not in marks:
+            return []
+        slots = pointers_from(raw, self._order)[SLOT_OFFSET // f.POINTER_SIZE :: ENTRY_SIZE // f.POINTER_SIZE]
+        return [slot for mark, slot in zip(marks, slots, strict=True) if mark == f.LONG_NAME_MARK]
+
     def has_gap(self, raw: Buffer) -> bool:
         """Whether an entry with inode number 0 is among `raw`, whose size is a multiple of 32."""
-        words = array.array("I")
-        words.frombytes(raw)
-        return 0 in words[:: ENTRY_SIZE // words.itemsize]
+        # The four bytes of all numbers as four very long integers: a directory has a million entries now and then.
+        planes = (int.from_bytes(raw[byte::ENTRY_SIZE], "little") for byte in range(f.POINTER_SIZE))
+        return 0 in functools.reduce(operator.or_, planes).to_bytes(len(raw) // ENTRY_SIZE, "little")

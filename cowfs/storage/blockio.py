@@ -14,7 +14,8 @@ Locking: all methods belong to the single core thread; a commit's write-out read
 from __future__ import annotations
 
 import array
-from collections.abc import Callable, Sequence, Set
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Protocol, TypeAlias
 
 from cowfs.errors import Corrupt, DeviceError
@@ -26,6 +27,8 @@ from cowfs.storage.device import Device
 
 CACHE_BYTES = 24 << 20
 DIRECT_BYTES = 64 << 10  # data runs at least this long go to the device at once
+AHEAD_BYTES = 1 << 20  # of one read ahead
+AHEAD_GAP = 8  # blocks: as far apart as this, reading what lies between costs less than another read
 SPILL_BYTES = 512 << 10  # small dirty data kept in memory before it is written early: a slice of two milliseconds
 
 Words: TypeAlias = "array.array[int] | memoryview"
@@ -78,6 +81,31 @@ class BlockStore:
         if len(self._cache) > self._cache_max:
             del self._cache[next(iter(self._cache))]
         return data
+
+    def read_ahead(self, blocks: Iterable[int]) -> None:
+        """Reads metadata blocks into the cache, a quarter of it at most: those that lie near each other with one call.
+
+        What cannot be read or is damaged is left out: whoever asks for it meets the error.
+        """
+        missing = sorted(
+            b for b in blocks if b not in self._cache and self.in_memory(b) is None and b < self.num_blocks
+        )
+        missing = missing[: self._cache_max // 4]
+        for near in clusters(missing, AHEAD_GAP, AHEAD_BYTES // self.block_size):
+            self._read_cluster(near)
+
+    def _read_cluster(self, blocks: list[int]) -> None:
+        size, first = self.block_size, blocks[0]
+        with contextlib.suppress(DeviceError):
+            data = self.device.read(self.geometry.block_offset(first), (blocks[-1] + 1 - first) * size)
+            for block in blocks:
+                at = (block - first) * size
+                self._keep_if_sound(block, data[at : at + size])
+
+    def _keep_if_sound(self, block: int, data: bytes) -> None:
+        with contextlib.suppress(Corrupt, DeviceError):
+            if self.checksums is None or self.checksums.get(block) == crc32c(data):
+                self.keep(block, data)
 
     def in_memory(self, block: int) -> Buffer | None:
         """The block's contents where they are not on the device yet."""
@@ -229,6 +257,18 @@ class BlockStore:
         self._cache[block] = data
         if len(self._cache) > self._cache_max:
             del self._cache[next(iter(self._cache))]
+
+
+def clusters(blocks: list[int], gap: int, most: int) -> Iterator[list[int]]:
+    """Ascending block numbers in groups that lie close together: no more than `gap` apart, `most` from first to last."""
+    group: list[int] = []
+    for block in blocks:
+        if group and (block - group[-1] > gap or block - group[0] >= most):
+            yield group
+            group = []
+        group.append(block)
+    if group:
+        yield group
 
 
 def contiguous(blocks: dict[int, Buffer], limit: int = 1024) -> list[tuple[int, list[Buffer]]]:

@@ -17,6 +17,7 @@ Locking: the core thread only.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -205,6 +206,18 @@ class BlockTrees:
             return ready
         pointer = self.pointer(root, index)
         return bytes(self._block_size) if pointer == f.NO_BLOCK else self.store.read(pointer)
+
+    def read_ahead(self, wanted: Iterable[tuple[Root, Iterable[int]]]) -> None:
+        """Has leaves of metadata trees that will soon be asked for read in a few runs; damage is left to who asks."""
+        blocks = set()
+        for root, leaves in wanted:
+            end = self._leaves(root)
+            for index in leaves:
+                if index < end:
+                    with contextlib.suppress(Corrupt, DeviceError):
+                        blocks.add(self.pointer(root, index))
+        blocks.discard(f.NO_BLOCK)
+        self.store.read_ahead(blocks)
 
     def is_hole(self, pointer: int) -> bool:
         """Whether a pointer names no block of its own."""

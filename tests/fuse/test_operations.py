@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ import trio
 
 from cowfs.errors import Corrupt, DeviceError, NoSpace, SpaceShort
 from cowfs.fs import Filesystem, acl
+from cowfs.fs.attributes import Attributes
+from cowfs.fs.listing import PagedEntry
 from cowfs.fs.snapshot import Snapshots
 from cowfs.fs.steps import Steps, finish
 from cowfs.fuse import convert, lost, operations
@@ -489,12 +491,14 @@ class Reply:
     def __init__(self, room: int = 1 << 20) -> None:
         self.room = room
         self.entries: list[tuple[bytes, int, int]] = []
+        self.modes: dict[bytes, int] = {}
 
     def add(self, token: object, name: bytes, entry: pyfuse3.EntryAttributes, cookie: int) -> bool:
         """readdir_reply."""
         if len(self.entries) >= self.room:
             return False
         self.entries.append((name, entry.st_ino, cookie))
+        self.modes[name] = entry.st_mode
         return True
 
 
@@ -527,20 +531,22 @@ def test_a_directory_is_listed_in_pieces_and_each_entry_is_held(door: Door, monk
 @pytest.mark.interpreted
 def test_damage_hides_no_other_entry(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [door.mkdir(ROOT, b"%d" % number, 0o755, Context()).st_ino for number in range(4)]
-    good = door.filesystem.entry_attributes
+    good = door.filesystem.bulk.attributes
 
-    def bad(ino: int) -> Any:
-        if ino == nodes[1]:
-            raise Corrupt("inode")
-        return good(ino)
+    def bad(numbers: Iterable[int], whose: str) -> list[Attributes | Corrupt]:
+        numbers = list(numbers)
+        error = Corrupt("inode")
+        return [error if ino == nodes[1] else found for ino, found in zip(numbers, good(numbers, whose), strict=True)]
 
-    monkeypatch.setattr(door.filesystem, "entry_attributes", bad)
+    monkeypatch.setattr(door.filesystem.bulk, "attributes", bad)
     reply = Reply()
     monkeypatch.setattr(pyfuse3, "readdir_reply", reply.add)
     handle = door.opendir(ROOT, Context())
     door.readdir(handle, 0, None)
     assert [node for name, node, _ in reply.entries if name == b"1"] == [nodes[1]]
     assert len(reply.entries) == 6
+    assert reply.modes[b"1"] == 0, "a type that the kernel refuses"
+    assert reply.modes[b"2"] == stat.S_IFDIR | 0o755
     assert door.filesystem.users(nodes[1]) == 2, "the kernel forgets what it cannot use"
     assert door.filesystem.users(nodes[2]) == 2
 
@@ -556,9 +562,9 @@ def test_an_error_in_the_middle_of_a_listing_is_the_next_calls(door: Door, monke
     class Broken:
         """A listing with one entry that can be read."""
 
-        def entries(self, start: int) -> Any:
+        def page(self, start: int, count: int) -> list[PagedEntry]:
             if start == 0:
-                yield 1, b".", ROOT, lambda: attributes
+                return [(1, b".", ROOT, attributes)]
             raise Corrupt("directory")
 
     monkeypatch.setattr(door.filesystem, "listing", lambda ino: Broken())
