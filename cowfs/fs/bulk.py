@@ -53,26 +53,26 @@ class BulkReader:
 
     def attributes(self, numbers: Iterable[int], whose: str) -> list[Attributes | Corrupt]:
         """Attributes of inodes that something on the disk names, or what is wrong with them. Raises DeviceError."""
-        inodes = self._inodes
-        cached = inodes.cached
-        per_leaf, last = self._per_leaf, inodes.tree.num_inodes if self._own else 0
-        here = -1
-        leaf: Buffer = b""
         result: list[Attributes | Corrupt] = []
         for number in numbers:
-            inode = cached.get(number)
-            found = None if inode is None or inode.flags else inode.attributes
             try:
-                if inode is None and 0 < number <= last:
-                    index, place = divmod(number - 1, per_leaf)
-                    if index != here:
-                        leaf = self._trees.leaf(inodes.tree.inodes, index)
-                        here = index
-                    found = self._plain(number, leaf, place * f.INODE_SIZE)
-                result.append(found or inodes.attributes(inodes.get(number, whose)))
+                result.append(self.get(number, whose))
             except Corrupt as error:
                 result.append(error)
         return result
+
+    def get(self, number: int, whose: str) -> Attributes:
+        """Attributes of an inode that something on the disk names. Raises Corrupt, DeviceError."""
+        inodes = self._inodes
+        inode = inodes.cached.get(number) or inodes.find_in_memory(number)
+        if inode is None and self._own and 0 < number <= inodes.tree.num_inodes:
+            index, place = divmod(number - 1, self._per_leaf)
+            found = self._plain(number, inodes.leaf(index), place * f.INODE_SIZE)
+            if found is not None:
+                return found
+        if inode is None or inode.flags:
+            inode = inodes.get(number, whose)
+        return inode.attributes or inodes.attributes(inode)
 
     def _plain(self, number: int, leaf: Buffer, offset: int) -> Attributes | None:
         """What a record says, if it is in use, and nothing is special about it."""

@@ -501,8 +501,8 @@ class Directories:
             raw += self._trees.read(inode.root, offset, READ_BYTES)
             if len(raw) < size and not any(raw[-_ENTRY:]):
                 raise Corrupt(f"{what}: a gap before entry {len(raw) // _ENTRY}")
-        tail = raw[size - self._block_size :].rstrip(b"\0")
-        del raw[size - self._block_size + -(-len(tail) // _ENTRY) * _ENTRY :]
+        last = size - self._block_size
+        del raw[last + self._codec.size_in_use(raw[last:]) :]
         if self._codec.has_gap(raw):
             raise Corrupt(f"{what}: an entry without an inode before its last one")
         if not (

@@ -155,7 +155,7 @@ class InodeTable:
         if inode is None:
             if self._closed:
                 raise Stale("the tree is no more")
-            inode = self._in_memory(number)
+            inode = self.find_in_memory(number)
             if inode is None and 0 < number <= self.tree.num_inodes:
                 inode = self._load(number)
             if inode is not None:
@@ -208,7 +208,7 @@ class InodeTable:
 
     def _load(self, number: int) -> Inode | None:
         index, place = divmod(number - 1, self._per_leaf)
-        leaf = self._leaf(index)
+        leaf = self.leaf(index)
         fields = self._codec.unpack_from(leaf, place * f.INODE_SIZE)
         (size, uid, gid, birth, mtime, atime, ctime, mode, links, *ptr, levels, status) = fields[:-7]
         if not (status & f.STATUS_USED if self._own else mode):
@@ -234,7 +234,7 @@ class InodeTable:
         self._verify(inode)
         return inode
 
-    def _leaf(self, index: int) -> Buffer:
+    def leaf(self, index: int) -> Buffer:
         """A leaf, for reading only. Inodes are often asked for in a row, as by a listing: the last leaf is remembered."""
         tx = self._volume.tx
         changes = 0 if tx is None else tx.changes
@@ -265,8 +265,8 @@ class InodeTable:
         if kind == stat.S_IFLNK and root.size > f.SYMLINK_SIZE_MAX:
             raise Corrupt(f"{what}: length of a symlink", wanted=f"<= {f.SYMLINK_SIZE_MAX}", found=root.size)
 
-    def _in_memory(self, number: int) -> Inode | None:
-        """An inode that is in memory."""
+    def find_in_memory(self, number: int) -> Inode | None:
+        """An inode that is in memory; of any other its leaf says all."""
         for inodes in (self.cached, self._older, self._dirty, self._late_atimes):
             inode = inodes.get(number)
             if inode is not None:
@@ -358,7 +358,7 @@ class InodeTable:
 
     def add_link(self, number: int) -> None:
         """Gives an inode one more link; in its leaf at once where it is not in memory."""
-        inode = self._in_memory(number)
+        inode = self.find_in_memory(number)
         if inode is not None:
             self.make_writable(inode)
             inode.links += 1

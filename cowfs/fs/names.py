@@ -71,9 +71,9 @@ class NameOperations(Core):
             raise NotFound
         number = directory.number(index)
         found = cached.get(number)
-        if found is None or found.flags:
-            found = self.inodes.get(number, f"directory {parent}")
-        return found.attributes or self.inodes.attributes(found)
+        if found is None or found.attributes is None or found.flags:
+            return self.bulk.get(number, f"directory {parent}")
+        return found.attributes
 
     # --- making ---
 

@@ -132,7 +132,7 @@ class DirectoryScan:
 
     def _in_use(self, data: bytes) -> bytes:
         """Entries without the zeros that follow the last one."""
-        return data[: -(-len(data.rstrip(b"\0")) // _ENTRY) * _ENTRY]
+        return data[: self._codec.size_in_use(data)]
 
     def numbers(self, entries: bytes) -> Sequence[int]:
         """The inode numbers of entries."""

@@ -5,7 +5,6 @@ Everything here is derived from the declarations in `format`; nothing is declare
 
 from __future__ import annotations
 
-import array
 import functools
 import itertools
 import operator
@@ -56,6 +55,8 @@ assert _KEY.size == KEY_SIZE
 
 pack_key: Final = _KEY.pack
 """pack_key(length, name): the key of a short entry, what stands behind the inode number. `name` has 1..27 bytes."""
+
+_NOTHING: Final = bytes(ENTRY_SIZE)
 
 DOT_KEY: Final = pack_key(1, b".")
 DOT_DOT_KEY: Final = pack_key(2, b"..")
@@ -151,6 +152,16 @@ class EntryCodec:
             return []
         slots = pointers_from(raw, self._order)[SLOT_OFFSET // f.POINTER_SIZE :: ENTRY_SIZE // f.POINTER_SIZE]
         return [slot for mark, slot in zip(marks, slots, strict=True) if mark == f.LONG_NAME_MARK]
+
+    def size_in_use(self, block: bytes | bytearray) -> int:
+        """Bytes of a block up to the end of its last entry that is not all zeros."""
+        at = block.find(_NOTHING)
+        if at < 0:
+            return len(block)
+        end = -(-at // ENTRY_SIZE) * ENTRY_SIZE
+        if block[end:] == bytes(len(block) - end):  # as it should be; rstrip() takes twenty times as long
+            return end
+        return -(-len(block.rstrip(b"\0")) // ENTRY_SIZE) * ENTRY_SIZE
 
     def has_gap(self, raw: Buffer) -> bool:
         """Whether an entry with inode number 0 is among `raw`, whose size is a multiple of 32."""

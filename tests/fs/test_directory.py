@@ -375,3 +375,25 @@ def test_a_loop_of_parents_ends() -> None:
     filesystem = spoil(device, change)
     with pytest.raises(Corrupt, match="not above it"):
         filesystem.rename(1, b"other", second, b"x")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_entries_end_and_whether_there_is_a_gap(seed: int) -> None:
+    """Against the plain definitions: the last byte that is not zero, and each number looked at."""
+    choose = random.Random(seed)
+    for order in ("<", ">"):
+        codec = EntryCodec(order)  # type: ignore[arg-type]
+        for _ in range(200):
+            entries = [
+                codec.short(choose.choice([1, 256, 1 << 16, 1 << 24, 0xFFFFFFFF]), b"n" * choose.choice([1, 5, 27]))
+                for _ in range(choose.randrange(16))
+            ]
+            if entries and choose.random() < 0.3:
+                at = choose.randrange(len(entries))
+                entries[at] = bytes(4) + choose.choice([entries[at][4:], bytes(28), bytes(27) + b"x"])
+            block = b"".join(entries).ljust(512, b"\0")
+            end = codec.size_in_use(block)
+            assert end == codec.size_in_use(bytearray(block)) == -(-len(block.rstrip(b"\0")) // ENTRY_SIZE) * ENTRY_SIZE
+            numbers = [codec.number_at(block, at) for at in range(0, end, ENTRY_SIZE)]
+            assert codec.has_gap(block[:end]) == (0 in numbers)
+            assert codec.numbers(block[:end]) == numbers

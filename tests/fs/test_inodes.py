@@ -574,3 +574,24 @@ def test_a_seal_has_few_inodes_to_write_back(monkeypatch: pytest.MonkeyPatch) ->
     for number in numbers:
         assert filesystem.read(number, 0, 100) == b"%d" % number
         assert stat.S_IMODE(filesystem.getattr(number).mode) == 0o600
+
+
+# --- what a lookup costs ---
+
+
+def test_looking_up_what_nobody_has_in_memory_keeps_no_inode() -> None:
+    """A walk with stat(2) over everything, as git makes it, takes a read of the device for each leaf, and no memory."""
+    device = new_device(16 * MIB)
+    with filesystem_on(device) as filesystem:
+        numbers = {b"%d" % number: create(filesystem, b"%d" % number) for number in range(640)}
+    filesystem = open_filesystem(device)
+    filesystem.lookup(1, b"0")
+    kept, before = filesystem.inodes.in_memory, device.reads
+    for name, number in numbers.items():
+        assert filesystem.lookup(1, name).ino == number
+    assert filesystem.inodes.in_memory == kept
+    assert device.reads - before <= 640 // 32 + 5
+    for name, number in numbers.items():
+        filesystem.setattr(number, mode=0o600)
+        assert filesystem.lookup(1, name).mode == 0o100600, "from memory, where it was changed"
+    filesystem.close()
