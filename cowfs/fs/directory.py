@@ -13,7 +13,7 @@ Invariants:
 - The mirror equals the disk: every change is made in the writable leaf first, then in the mirror.
 - The table covers exactly the entries below `_built`; the hash of a long entry among them is known.
 
-Foreign volumes may have gaps, any padding and other checksums: their entries are brought into our form when they are read.
+How a cold one is read, and checked: `dirload`.
 
 Locking: the core thread only.
 """
@@ -23,10 +23,10 @@ from __future__ import annotations
 import array
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Final
 
 from cowfs.errors import Corrupt, DeviceError
+from cowfs.fs.dirload import DirectoryReader, Reading
 from cowfs.fs.inode import Inode
 from cowfs.fs.longnames import LongNames
 from cowfs.ondisk import codecs as c
@@ -42,7 +42,7 @@ COLD_SEARCHES: Final = 3  # of a larger directory, before its table is begun
 SLICE = 8192  # entries put into the table by one search
 LONG_COST: Final = 8  # a long name, which must be read from its slot, counts as so many entries of a slice
 CHAIN_MAX: Final = 1024  # cells passed over when an entry is put in; more only if a name is there many times
-READ_BYTES: Final = 1 << 20
+READINGS_MAX: Final = 4  # large directories being read at once; who comes too late begins anew
 _OVERHEAD: Final = 400  # bytes of an empty mirror
 
 _ENTRY: Final = c.ENTRY_SIZE
@@ -369,13 +369,12 @@ class Directories:
     """
 
     def __init__(self, volume: Volume, tree: Tree, names: LongNames) -> None:
-        self._tree = tree
         self._trees = volume.trees
-        self._foreign = volume.foreign
         self._block_size = volume.geometry.block_size
-        self._volume = volume
         self._names = names
         self._codec = c.EntryCodec(volume.geometry.order)
+        self._reader = DirectoryReader(volume, names, self._codec)
+        self._readings: dict[int, Reading] = {}  # large ones that are being read in slices
         self._hot: OrderedDict[int, Directory] = OrderedDict()
         self._hot_bytes = 0
 
@@ -388,7 +387,8 @@ class Directories:
         """The directory's entries. Raises Corrupt, DeviceError."""
         directory = self._hot.get(inode.number)
         if directory is None:
-            directory = Directory(self._load(inode), self._codec, self._names)
+            reading = self._readings.pop(inode.number, None) or self._reader.begin(inode)
+            directory = Directory(self._reader.finish(reading), self._codec, self._names)
             self._hot[inode.number] = directory
             self._account(directory)
             while self._hot_bytes > HOT_BYTES_MAX and len(self._hot) > 1:
@@ -397,8 +397,27 @@ class Directories:
             self._hot.move_to_end(inode.number)
         return directory
 
+    def is_cold(self, inode: Inode) -> bool:
+        """Whether it is worth to read a directory in slices before it is opened."""
+        if inode.number in self._hot or not self._reader.is_large(inode):
+            return False
+        reading = self._readings.get(inode.number)
+        return reading is None or not reading.whole
+
+    def read_slice(self, inode: Inode) -> None:
+        """Reads on in a cold directory; `open` will take what was read. Raises Corrupt, DeviceError.
+
+        It stays right, since whoever changes the directory opens it first, and with that ends the reading.
+        """
+        reading = self._readings.pop(inode.number, None) or self._reader.begin(inode)
+        self._reader.read_slice(reading)
+        while len(self._readings) >= READINGS_MAX:
+            del self._readings[next(iter(self._readings))]
+        self._readings[inode.number] = reading
+
     def forget(self, number: int) -> None:
         """Inode `number` is no directory any more."""
+        self._readings.pop(number, None)
         directory = self._hot.pop(number, None)
         if directory is not None:
             self._hot_bytes -= directory.weight
@@ -481,93 +500,3 @@ class Directories:
     def _account(self, directory: Directory) -> None:
         self._hot_bytes += directory.memory - directory.weight
         directory.weight = directory.memory
-
-    def _load(self, inode: Inode) -> bytearray:
-        size = inode.root.size
-        what = f"directory {inode.number}"
-        geometry = self._volume.geometry
-        most = min(geometry.num_blocks * geometry.block_size, self._volume.device.size())
-        if size > most:
-            raise Corrupt(f"{what}: size", wanted=f"<= {most}", found=size)
-        if self._foreign:
-            return self._load_foreign(inode)
-        if size > READ_BYTES:
-            for _ in self._runs(inode):
-                pass
-        if size == 0 or size % self._block_size:
-            raise Corrupt(f"{what}: size", wanted=f"a multiple of {self._block_size}", found=size)
-        raw = bytearray()
-        for offset in range(0, size, READ_BYTES):
-            raw += self._trees.read(inode.root, offset, READ_BYTES)
-            if len(raw) < size and not any(raw[-_ENTRY:]):
-                raise Corrupt(f"{what}: a gap before entry {len(raw) // _ENTRY}")
-        last = size - self._block_size
-        del raw[last + self._codec.size_in_use(raw[last:]) :]
-        if self._codec.has_gap(raw):
-            raise Corrupt(f"{what}: an entry without an inode before its last one")
-        if not (
-            raw.startswith(c.DOT_KEY, _KEY)
-            and raw.startswith(c.DOT_DOT_KEY, _ENTRY + _KEY)
-            and self._codec.number_at(raw, 0) == inode.number
-        ):
-            raise Corrupt(f"{what} does not begin with '.' and '..'")
-        return raw
-
-    def _runs(self, inode: Inode) -> Iterator[tuple[int, int]]:
-        """The runs of blocks that a directory's entries lie in, (first, count), at most READ_BYTES each; NO_BLOCK: a hole.
-
-        Raises Corrupt where a block is there twice: else a few blocks could be a directory as large as memory.
-        """
-        seen: set[int] = set()
-        most = max(1, READ_BYTES // self._block_size)
-        for first, count in self._trees.runs(inode.root, 0, -(-inode.root.size // self._block_size)):
-            if first == f.NO_BLOCK:
-                yield first, count
-                continue
-            for start in range(first, first + count, most):
-                blocks = range(start, min(start + most, first + count))
-                if not seen.isdisjoint(blocks):
-                    raise Corrupt(f"directory {inode.number} has the same block twice", block=start)
-                seen.update(blocks)
-                yield start, len(blocks)
-
-    def _load_foreign(self, inode: Inode) -> bytearray:
-        """A directory as others write it, in our form: no gaps, zero padding, unsigned checksums, '.' and '..' first."""
-        codec = self._codec
-        parent = inode.number
-        entries = bytearray()
-        left = inode.root.size
-        for first, count in self._runs(inode):
-            size = min(left, count * self._block_size)
-            left -= size
-            if first == f.NO_BLOCK:
-                continue
-            read = self._trees.store.read_run(first, count)
-            if not read.strip(b"\0"):
-                continue
-            for offset in range(0, size - _ENTRY + 1, _ENTRY):
-                entry = read[offset : offset + _ENTRY]
-                number = codec.number_at(entry, 0)
-                if number == 0 or entry[_KEY] == 0:
-                    continue
-                entry, name = self._foreign_entry(entry, number)
-                if name == b"..":
-                    parent = number
-                if name not in (b".", b".."):
-                    entries += entry
-        return bytearray(codec.short(inode.number, b".") + codec.short(parent, b"..")) + entries
-
-    def _foreign_entry(self, entry: bytes, number: int) -> tuple[bytes, bytes]:
-        """A foreign entry in our form, and its name if it is a short one."""
-        length = entry[_KEY]
-        if length <= f.SHORT_NAME_MAX:
-            name = entry[c.NAME_OFFSET : c.NAME_OFFSET + length]
-            return self._codec.short(number, name), name
-        if length != _LONG:
-            return entry, b""
-        slot = self._codec.slot_at(entry, 0)
-        try:
-            checksum = long_name_checksum(self._names.read(slot))
-        except Corrupt:
-            checksum = self._codec.checksum_at(entry, 0)  # whoever asks for the name meets the damage
-        return self._codec.long(number, slot, checksum), b""

@@ -75,6 +75,20 @@ class NameOperations(Core):
             return self.bulk.get(number, f"directory {parent}")
         return found.attributes
 
+    def is_cold(self, ino: int) -> bool:
+        """Whether a directory is so large that `load_slice` should read it, until it is not cold, before it is used.
+
+        Whoever does not care uses it all the same. Raises Stale, Corrupt, DeviceError.
+        """
+        inode = self.inodes.cached.get(ino) or self._inode(ino)
+        return inode.is_directory and self.directories.is_cold(inode)
+
+    def load_slice(self, ino: int) -> None:
+        """Reads on in a cold directory: a few milliseconds. Raises Stale, Corrupt, DeviceError."""
+        inode = self._inode(ino)
+        if inode.is_directory and self.directories.is_cold(inode):
+            self.directories.read_slice(inode)
+
     # --- making ---
 
     def create(self, parent: int, name: bytes, mode: int, caller: Caller, *, rdev: int = 0) -> Attributes:

@@ -11,6 +11,8 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+import trio
+
 from cowfs.errors import NoSpace, SpaceShort
 from cowfs.fs import Filesystem, Listing
 from cowfs.fuse import convert
@@ -26,6 +28,21 @@ class Door(Protocol):
     """Whether each change is durable before it is answered."""
 
 
+class Cold(Exception):
+    """A large directory is not in memory, and others shall be served while it is read."""
+
+    def __init__(self, tree: Filesystem, ino: int) -> None:
+        super().__init__()
+        self._tree = tree
+        self._ino = ino
+
+    async def warm(self) -> None:
+        """Reads it. Raises Stale, Corrupt, DeviceError."""
+        while self._tree.is_cold(self._ino):
+            self._tree.load_slice(self._ino)
+            await trio.lowlevel.checkpoint()
+
+
 DoorT = TypeVar("DoorT", bound=Door)
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,13 +51,17 @@ R = TypeVar("R")
 def answers(
     function: Callable[Concatenate[DoorT, P], R],
 ) -> Callable[Concatenate[DoorT, P], Coroutine[Any, Any, R]]:
-    """A handler that changes nothing."""
+    """A handler that changes nothing; it is repeated when what it raised `Cold` for is warm."""
     name = function.__name__
 
     @functools.wraps(function)
     async def handler(self: DoorT, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return function(self, *args, **kwargs)
+            while True:
+                try:
+                    return function(self, *args, **kwargs)
+                except Cold as cold:
+                    await cold.warm()
         except Exception as error:
             raise convert.answer(error, name) from None
 

@@ -44,7 +44,7 @@ from cowfs.fs.snapshot import Snapshots
 from cowfs.fuse import convert, late
 from cowfs.fuse.commits import CommitScheduler
 from cowfs.fuse.control_file import DIRECTORY_NODE, ControlDirectory, ControlHandle
-from cowfs.fuse.handlers import DirectoryHandle, FileHandle, answers, changes, waits
+from cowfs.fuse.handlers import Cold, DirectoryHandle, FileHandle, answers, changes, waits
 from cowfs.fuse.lost import LostWrites
 from cowfs.fuse.options import MountOptions
 from cowfs.fuse.query import QueryHandle
@@ -112,6 +112,7 @@ class Operations(pyfuse3.Operations):
             name == b"."
         ):  # of anything: so a file handle of NFS or open_by_handle_at(2) finds what the kernel has forgotten
             return self._entry(tree, tree.getattr(ino))
+        _require_warm(tree, ino)
         try:
             attributes = tree.lookup(ino, name)
         except NotFound:
@@ -455,6 +456,8 @@ class Operations(pyfuse3.Operations):
         handle: DirectoryHandle = self._handles[fh]
         tree = handle.tree
         assert tree is not None
+        if start_id == 0:
+            _require_warm(tree, handle.ino)
         if handle.listing is None:
             handle.listing = tree.listing(handle.ino)
         if start_id == 0 and self._touches:
@@ -591,6 +594,11 @@ class Operations(pyfuse3.Operations):
     def _forget(self, node: int, count: int) -> None:
         tree, ino = self._place(node)
         tree.unhold(ino, count)
+
+
+def _require_warm(tree: Filesystem, ino: int) -> None:
+    if tree.is_cold(ino):
+        raise Cold(tree, ino)
 
 
 def _caller(context: RequestContext) -> Caller:

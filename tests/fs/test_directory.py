@@ -10,7 +10,7 @@ import pytest
 from support import MIB, close_filesystem, filesystem_on, new_device, open_filesystem
 
 from cowfs.errors import Corrupt, CowfsError, NotFound
-from cowfs.fs import Caller, Filesystem
+from cowfs.fs import Caller, Filesystem, dirload
 from cowfs.fs import directory as module
 from cowfs.fs.directory import Directory
 from cowfs.ondisk import format as f
@@ -397,3 +397,94 @@ def test_where_entries_end_and_whether_there_is_a_gap(seed: int) -> None:
             numbers = [codec.number_at(block, at) for at in range(0, end, ENTRY_SIZE)]
             assert codec.has_gap(block[:end]) == (0 in numbers)
             assert codec.numbers(block[:end]) == numbers
+
+
+# --- large directories, read in slices ---
+
+
+def large_directory(monkeypatch: pytest.MonkeyPatch, count: int = 1000) -> tuple[MemoryDevice, int]:
+    """A directory of several slices, on a volume that was unmounted."""
+    monkeypatch.setattr(dirload, "SLICE_BYTES", 8192)
+    device = new_device()
+    with filesystem_on(device) as filesystem:
+        folder = filesystem.mkdir(1, b"folder", 0o755, Caller()).ino
+        for number in range(count):
+            filesystem.create(folder, short_name(number), 0o644, Caller())
+    return device, folder
+
+
+def test_a_large_directory_is_read_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, folder = large_directory(monkeypatch)
+    filesystem = open_filesystem(device)
+    assert not filesystem.is_cold(1), "a small one is not worth it"
+    slices = 0
+    while filesystem.is_cold(folder):
+        before = device.bytes_read
+        filesystem.load_slice(folder)
+        slices += 1
+        assert device.bytes_read - before < 8192 * 4 or slices == 1
+    assert slices == -(-filesystem.getattr(folder).size // 8192)
+    before = device.bytes_read
+    assert filesystem.lookup(folder, short_name(999)).ino
+    assert device.bytes_read - before <= 4096, "the directory is not read again"
+    assert not filesystem.is_cold(folder)
+    filesystem.load_slice(folder)
+    filesystem.close()
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_who_changes_a_directory_that_is_being_read_takes_over(monkeypatch: pytest.MonkeyPatch, slices: int) -> None:
+    """What was read in slices can never be older than the directory."""
+    device, folder = large_directory(monkeypatch)
+    with filesystem_on(device) as filesystem:
+        for _ in range(slices):
+            filesystem.load_slice(folder)
+        for number in range(0, 1000, 7):
+            filesystem.unlink(folder, short_name(number))
+        filesystem.create(folder, b"new", 0o644, Caller())
+        assert not filesystem.is_cold(folder)
+        monkeypatch.setattr(module, "HOT_BYTES_MAX", 1)
+        filesystem.lookup(1, b"folder")
+        filesystem.listing(1)
+        assert filesystem.is_cold(folder), "forgotten"
+        while filesystem.is_cold(folder):
+            filesystem.load_slice(folder)
+        names = {name for _, name, _, _ in filesystem.listing(folder).entries()}
+        assert names == {b".", b"..", b"new", *(short_name(number) for number in range(1000) if number % 7)}
+
+
+def test_readings_that_nobody_finishes_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, folder = large_directory(monkeypatch)
+    with filesystem_on(device) as filesystem:
+        folders = [folder]
+        for number in range(6):
+            other = filesystem.mkdir(1, b"%d" % number, 0o755, Caller()).ino
+            folders.append(other)
+            for name in range(300):
+                filesystem.link(filesystem.lookup(folder, short_name(name)).ino, other, short_name(name))
+    filesystem = open_filesystem(device)
+    for ino in folders:
+        filesystem.load_slice(ino)
+    assert len(filesystem.directories._readings) == module.READINGS_MAX
+    for ino in folders:
+        while filesystem.is_cold(ino):
+            filesystem.load_slice(ino)
+        assert filesystem.lookup(ino, short_name(299)).links == 7
+    assert not filesystem.directories._readings
+    filesystem.close()
+
+
+def test_damage_in_a_slice_is_met_again_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, folder = large_directory(monkeypatch)
+    filesystem = open_filesystem(device, read_only=True)
+    root = filesystem.inode(folder).root
+    block = filesystem._trees.pointer(root, 5)
+    image = bytearray(device.image())
+    image[filesystem.volume.geometry.block_offset(block)] ^= 1
+    filesystem = open_filesystem(MemoryDevice.from_image(bytes(image)), read_only=True)
+    for _ in range(2):
+        with pytest.raises(Corrupt):
+            while filesystem.is_cold(folder):
+                filesystem.load_slice(folder)
+        with pytest.raises(Corrupt):
+            filesystem.lookup(folder, short_name(1))
