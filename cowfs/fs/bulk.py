@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from cowfs.errors import Corrupt
-from cowfs.fs.attributes import NANOSECONDS, STAT_BLOCK_SIZE, Attributes
+from cowfs.fs.attributes import NANOSECONDS, STAT_BLOCK_SIZE, Attributes, new_attributes
 from cowfs.fs.inode import InodeTable
 from cowfs.ondisk import format as f
 from cowfs.ondisk.codecs import InodeCodec
@@ -26,8 +26,6 @@ from cowfs.storage.volume import Volume
 
 _TYPE_MASK: Final = 0o170000
 _SIGN: Final = 1 << 31  # of a time's seconds
-
-_new: Final = tuple.__new__
 
 
 class BulkReader:
@@ -94,7 +92,7 @@ class BulkReader:
             modified = decode_time(mtime, mtime_extra)
             changed = decode_time(ctime, ctime_extra)
         # fmt: off
-        return _new(Attributes, (
+        return new_attributes((
             number, generation, mode, links, uid, gid, 0, size, blocks * self._units,
             accessed, modified, changed, birth * NANOSECONDS, self._block_size,
         ))

@@ -24,7 +24,7 @@ from os import makedev
 from typing import Final
 
 from cowfs.errors import Corrupt, NoSpace, Stale
-from cowfs.fs.attributes import NANOSECONDS, STAT_BLOCK_SIZE, Attributes, decode_device
+from cowfs.fs.attributes import NANOSECONDS, STAT_BLOCK_SIZE, Attributes, decode_device, new_attributes
 from cowfs.fs.freelist import FreeList
 from cowfs.ondisk import format as f
 from cowfs.ondisk.codecs import STATUS_OFFSET, InodeCodec
@@ -188,22 +188,12 @@ class InodeTable:
             units = self._block_size // STAT_BLOCK_SIZE
             blocks = root.blocks * units if self._own else -(-size // STAT_BLOCK_SIZE)
             major, minor = decode_device(inode.rdev)
-            attributes = inode.attributes = Attributes(
-                inode.number,
-                inode.generation,
-                inode.mode,
-                inode.links,
-                inode.uid,
-                inode.gid,
-                makedev(major, minor) if inode.rdev else 0,
-                size,
-                blocks,
-                inode.atime,
-                inode.mtime,
-                inode.ctime,
-                inode.birth * NANOSECONDS,
-                self._block_size,
-            )
+            # fmt: off
+            attributes = inode.attributes = new_attributes((
+                inode.number, inode.generation, inode.mode, inode.links, inode.uid, inode.gid,
+                makedev(major, minor) if inode.rdev else 0, size, blocks, inode.atime, inode.mtime, inode.ctime, inode.birth * NANOSECONDS, self._block_size,
+            ))
+            # fmt: on
         return attributes
 
     def _load(self, number: int) -> Inode | None:
