@@ -397,6 +397,10 @@ class Directories:
             self._hot.move_to_end(inode.number)
         return directory
 
+    def is_hot(self, number: int) -> bool:
+        """Whether a directory is in memory."""
+        return number in self._hot
+
     def is_cold(self, inode: Inode) -> bool:
         """Whether it is worth to read a directory in slices before it is opened."""
         if inode.number in self._hot or not self._reader.is_large(inode):

@@ -191,7 +191,8 @@ class InodeTable:
             # fmt: off
             attributes = inode.attributes = new_attributes((
                 inode.number, inode.generation, inode.mode, inode.links, inode.uid, inode.gid,
-                makedev(major, minor) if inode.rdev else 0, size, blocks, inode.atime, inode.mtime, inode.ctime, inode.birth * NANOSECONDS, self._block_size,
+                makedev(major, minor) if inode.rdev else 0, size, blocks,
+                inode.atime, inode.mtime, inode.ctime, inode.birth * NANOSECONDS, self._block_size,
             ))
             # fmt: on
         return attributes

@@ -22,7 +22,8 @@ CONTROL_NODES = INODE_MASK << INODE_BITS
 """Node ids from here on belong to the control directory; no tree has this number."""
 
 CACHE_SECONDS: Final = 300.0
-"""How long the kernel may trust names and attributes: one writer owns the volume, and it hears of every change."""
+"""How long the kernel may trust names and attributes: one writer owns the volume, and it hears of every change. That is what
+pyfuse3's new entries say."""
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,6 @@ def negative_entry() -> pyfuse3.EntryAttributes:
     """The answer for a name that does not exist, which the kernel may remember, too."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = 0
-    entry.entry_timeout = CACHE_SECONDS
     return entry
 
 
@@ -46,23 +46,14 @@ def damaged(node: int) -> pyfuse3.EntryAttributes:
 
 def entry(attributes: Attributes, node: int) -> pyfuse3.EntryAttributes:
     """Attributes of a node as the kernel gets them."""
-    result = blank_entry(attributes.block_size)
+    result = pyfuse3.EntryAttributes()
     fill(result, attributes, node)
     return result
 
 
-def blank_entry(block_size: int) -> pyfuse3.EntryAttributes:
-    """What is the same for all nodes of a volume."""
-    result = pyfuse3.EntryAttributes()
-    result.entry_timeout = CACHE_SECONDS
-    result.attr_timeout = CACHE_SECONDS
-    result.st_blksize = block_size
-    return result
-
-
 def fill(entry: pyfuse3.EntryAttributes, attributes: Attributes, node: int) -> None:
-    """Makes a blank entry that of a node. A listing fills the same one again and again: each is copied into the reply."""
-    _, generation, mode, links, uid, gid, rdev, size, blocks, atime_ns, mtime_ns, ctime_ns, _, _ = attributes
+    """Makes a new entry that of a node. A listing fills the same one again and again: each is copied into the reply."""
+    _, generation, mode, links, uid, gid, rdev, size, blocks, atime_ns, mtime_ns, ctime_ns, _, block_size = attributes
     entry.st_ino = node
     entry.generation = generation
     entry.st_mode = mode
@@ -71,6 +62,7 @@ def fill(entry: pyfuse3.EntryAttributes, attributes: Attributes, node: int) -> N
     entry.st_gid = gid
     entry.st_rdev = rdev
     entry.st_size = size
+    entry.st_blksize = block_size
     entry.st_blocks = blocks
     entry.st_atime_ns = atime_ns
     entry.st_mtime_ns = mtime_ns

@@ -112,7 +112,8 @@ class Operations(pyfuse3.Operations):
             name == b"."
         ):  # of anything: so a file handle of NFS or open_by_handle_at(2) finds what the kernel has forgotten
             return self._entry(tree, tree.getattr(ino))
-        _require_warm(tree, ino)
+        if not tree.directories.is_hot(ino):
+            _require_warm(tree, ino)
         try:
             attributes = tree.lookup(ino, name)
         except NotFound:
@@ -227,12 +228,16 @@ class Operations(pyfuse3.Operations):
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """The kernel takes lookups back. There is nobody to answer an error to; the log has it."""
+        # Freeing needs no room first: what made the orphan has asked for it, and what there is no space for waits.
         for node, count in inode_list:
-            if node >= convert.CONTROL_NODES:
-                self._control.forget(node, count)
-            elif node & convert.INODE_MASK != ROOT_NODE:
-                with contextlib.suppress(FUSEError):
-                    await self._forget(node, count)
+            try:
+                if node >= convert.CONTROL_NODES:
+                    self._control.forget(node, count)
+                elif node & convert.INODE_MASK != ROOT_NODE:
+                    tree, ino = self._place(node)
+                    tree.unhold(ino, count)
+            except Exception as error:
+                convert.answer(error, "forget")
 
     # --- attributes ---
 
@@ -412,7 +417,7 @@ class Operations(pyfuse3.Operations):
             self._lost.discard(handle.node)
         return count
 
-    @changes
+    @answers
     def release(self, fh: int) -> None:
         """The last descriptor of a handle was closed."""
         handle = self._handles.pop(fh, None)
@@ -482,7 +487,7 @@ class Operations(pyfuse3.Operations):
         handle.page_size = len(told)
         tree.hold_each(told)
 
-    @changes
+    @answers
     def releasedir(self, fh: int) -> None:
         """Ends a listing."""
         handle: DirectoryHandle | None = self._handles.pop(fh, None)
@@ -574,7 +579,7 @@ class Operations(pyfuse3.Operations):
     def _list(self, tree: Filesystem, token: ReaddirToken, page: list[PagedEntry], told: list[int]) -> bool:
         """Adds entries to the reply to readdir, and to `told` those whose lookups count; False where it is full."""
         reply, bits, is_top = pyfuse3.readdir_reply, tree.node_bits, tree is self.trees.root
-        entry = convert.blank_entry(self._volume.geometry.block_size)
+        entry = EntryAttributes()
         for cookie, name, ino, attributes in page:
             node = ROOT_NODE if ino == ROOT_NODE and is_top else bits | ino
             if isinstance(attributes, Attributes):
@@ -589,11 +594,6 @@ class Operations(pyfuse3.Operations):
             if ino != ROOT_NODE and name not in _DOTS:
                 told.append(ino)
         return True
-
-    @changes
-    def _forget(self, node: int, count: int) -> None:
-        tree, ino = self._place(node)
-        tree.unhold(ino, count)
 
 
 def _require_warm(tree: Filesystem, ino: int) -> None:

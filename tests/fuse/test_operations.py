@@ -579,6 +579,11 @@ def test_node_ids_keep_trees_apart() -> None:
     assert convert.entry(attributes, 5 << convert.INODE_BITS | 1).st_ino == 5 << 32 | 1
 
 
+def test_answers_may_be_kept_as_long_as_the_constant_says() -> None:
+    for entry in (convert.entry(Door().filesystem.getattr(ROOT), 1), convert.negative_entry()):
+        assert entry.entry_timeout == entry.attr_timeout == convert.CACHE_SECONDS
+
+
 DISPATCHERS = {"open", "readdir", "write", "mkdir", "rmdir", "rename"}
 """They only choose between two handlers, each of which is decorated."""
 
