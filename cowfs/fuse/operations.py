@@ -346,13 +346,13 @@ class Operations(pyfuse3.Operations):
     @answers
     def read(self, fh: int, off: int, size: int) -> bytes:
         """Bytes of a file; fewer than asked for at its end."""
-        handle = self._handles[fh]
-        if isinstance(handle, ControlHandle | QueryHandle):
+        handle: FileHandle | ControlHandle | QueryHandle = self._handles[fh]
+        if not isinstance(handle, FileHandle):
             return handle.read(off, size)
-        tree: Filesystem = handle.tree
-        data = tree.read(handle.ino, off, size)
+        tree, ino = handle.tree, handle.ino
+        data = tree.read(ino, off, size)
         if self._touches:
-            tree.touch_atime(handle.ino)
+            tree.touch_atime(ino)
         return data
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:

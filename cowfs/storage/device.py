@@ -221,19 +221,20 @@ class FileDevice:
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes. Raises DeviceError."""
-        parts: list[bytes] = []
-        position, end = offset, offset + length
         try:
-            while position < end:
+            part = os.pread(self._descriptor, length, offset)
+            if len(part) == length:
+                return part
+            parts = [part]
+            position, end = offset + len(part), offset + length
+            while position < end and part:
                 part = os.pread(self._descriptor, end - position, position)
-                if not part:
-                    raise DeviceError(f"{self.name}: cannot {_place('read', offset, length)}: it ends at {position}")
-                if len(part) == length:
-                    return part
                 parts.append(part)
                 position += len(part)
         except OSError as error:
             raise _failure(self.name, _place("read", offset, length), error) from error
+        if position < end:
+            raise DeviceError(f"{self.name}: cannot {_place('read', offset, length)}: it ends at {position}")
         return b"".join(parts)
 
     def write(self, offset: int, pieces: Sequence[Buffer]) -> None:
