@@ -11,7 +11,7 @@ import pytest
 import trio
 from test_operations import ROOT, Context, Door, Reply
 
-from cowfs.fs import dirload
+from cowfs.fs import Caller, dirload
 
 SLICE = 4096
 ENTRIES = 3000
@@ -24,7 +24,7 @@ def door(monkeypatch: pytest.MonkeyPatch) -> Door:
     door = Door()
     folder = door.mkdir(ROOT, b"folder", 0o755, Context()).st_ino
     for number in range(ENTRIES):
-        door.filesystem.create(folder, b"%d" % number, 0o644, Context())
+        door.filesystem.create(folder, b"%d" % number, 0o644, Caller())
     door.filesystem.directories.forget(folder)
     return door
 
