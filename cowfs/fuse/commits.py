@@ -24,7 +24,7 @@ from typing import TypeVar
 import trio
 
 from cowfs.errors import CowfsError, DeviceError, NoSpace, SpaceShort
-from cowfs.fuse.writer import Pace, Writer
+from cowfs.fuse.writer import LARGE_BYTES, Pace, Writer
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage import resize
 from cowfs.storage.commit import SealedCommit
@@ -287,6 +287,8 @@ class CommitScheduler:
         volume = self._volume
         try:
             if not sealed.is_small:
+                if sealed.born_bytes > LARGE_BYTES:
+                    self._pace.interrupt()
                 await self._writer.run(sealed.write_out)
             elif self._pace.is_quick:
                 self._pace.measure(sealed.write_out, serving=True)

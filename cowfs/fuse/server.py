@@ -247,7 +247,12 @@ class Server:
         return more
 
     async def flush_dirty_pages(self) -> None:
-        """syncfs(2) on the own mount, by a thread, while other workers serve the WRITEs that it makes the kernel send."""
+        """syncfs(2) on the own mount, by a thread, while other workers serve the WRITEs that it makes the kernel send.
+
+        Where no file is open the kernel has written back all that it had of any.
+        """
+        if not self.has_open_files:
+            return
         try:
             await trio.to_thread.run_sync(mounts.syncfs, self._mountpoint, self._device)
         except OSError as error:

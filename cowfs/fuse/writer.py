@@ -6,8 +6,9 @@ device has shown that it is quick. `Pace` keeps these books, `Writer` is the oth
 
 Invariants:
 - A device is asked in the thread that serves only after a streak of quick answers, the last of them just now. One slow answer
-  ends that at once. How long the streak has to be doubles with each slow answer that held up the thread that serves, and is
-  halved only after a multiple of it: a device that is slow now and then holds up one commit in `RELIEF * STREAK_MIN * 2`.
+  ends that at once, and so does a large commit. How long the streak has to be doubles with each slow answer that held up the
+  thread that serves, and is halved only after a multiple of it: a device that is slow now and then holds up one commit in
+  `RELIEF * STREAK_MIN * 2`.
 - `Writer.run` returns only when the job has ended, however often its caller is cancelled.
 
 Locking rule: all methods are for the trio thread. A job is the other thread's from `run` on until that returns.
@@ -33,6 +34,8 @@ STREAK_MAX: Final = 4096
 """Quick commits in a row after which the next is trusted to be quick: as few, and as many, as it may take."""
 RELIEF: Final = 8
 """After so many times the streak without a slow one, the streak needed is halved."""
+LARGE_BYTES: Final = 8 << 20
+"""After a commit of more the device has, for a while, more to do than small ones show."""
 FRESH_SECONDS: Final = 10.0
 """What was measured longer ago says nothing: the disk may have gone to sleep."""
 
@@ -50,6 +53,10 @@ class Pace:
     def is_quick(self) -> bool:
         """Whether the thread that serves may wait for the next small commit itself."""
         return self._streak >= self._needed and self._clock() - self._last <= FRESH_SECONDS
+
+    def interrupt(self) -> None:
+        """More than `LARGE_BYTES` are written out: a new streak is needed."""
+        self._streak = 0
 
     def measure(self, write_out: Callable[[], None], *, serving: bool) -> None:
         """Has a small commit written out, and takes the time; `serving` says whether by the thread that serves.

@@ -29,7 +29,7 @@ CACHE_BYTES = 24 << 20
 DIRECT_BYTES = 64 << 10  # data runs at least this long go to the device at once
 AHEAD_BYTES = 1 << 20  # of one read ahead
 AHEAD_GAP = 8  # blocks: as far apart as this, reading what lies between costs less than another read
-SPILL_BYTES = 512 << 10  # small dirty data kept in memory before it is written early: a slice of two milliseconds
+SPILL_BYTES = 2 << 20  # small dirty data kept in memory before it is written early: a slice of a few milliseconds
 
 Words: TypeAlias = "array.array[int] | memoryview"
 

@@ -11,9 +11,15 @@ import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import trio
 from mounting import Place, cowfs, errno_of, run
+
+from cowfs.fuse import mounts
+from cowfs.fuse.server import Server
 
 pytestmark = pytest.mark.fuse
 
@@ -43,6 +49,32 @@ def test_a_snapshot_holds_what_was_written_and_is_still_open(mounted: Place) -> 
     assert (folder(mounted) / "now" / "open").read_bytes() == b"dirty"
     assert (folder(mounted) / "now" / "mapped").read_bytes() == bytes(4096) + b"dirty" + bytes(4091)
     assert (root / "open").read_bytes() == b"dirty later"
+
+
+def test_a_snapshot_holds_what_was_written_and_closed(mounted: Place) -> None:
+    """Nobody asks the kernel for it then, unless a map keeps a file open whose descriptor was closed."""
+    root = mounted.mountpoint
+    (root / "closed").write_bytes(b"dirty" * 10_000)
+    command(mounted, "snapshot create closed")
+    assert (folder(mounted) / "closed" / "closed").read_bytes() == b"dirty" * 10_000
+    with open(root / "mapped", "wb+") as backing:
+        backing.truncate(4096)
+        mapped = mmap.mmap(backing.fileno(), 4096)
+    with mapped:
+        mapped[0:5] = b"dirty"
+        command(mounted, "snapshot create mapped")
+    assert (folder(mounted) / "mapped" / "mapped").read_bytes()[:5] == b"dirty"
+
+
+@pytest.mark.parametrize("has_open_files", [False, True])
+def test_the_kernel_is_asked_to_write_back_while_a_file_is_open(
+    monkeypatch: pytest.MonkeyPatch, has_open_files: bool
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(mounts, "syncfs", lambda path, device: asked.append(path))
+    server: Any = SimpleNamespace(has_open_files=has_open_files, _mountpoint="/mnt", _device=1)
+    trio.run(Server.flush_dirty_pages, server)
+    assert asked == ["/mnt"] * has_open_files
 
 
 def test_a_snapshot_is_the_whole_tree_and_read_only(mounted: Place) -> None:

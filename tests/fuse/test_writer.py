@@ -17,7 +17,7 @@ from cowfs.errors import DeviceError
 from cowfs.fs.attributes import Caller
 from cowfs.fs.filesystem import Filesystem
 from cowfs.fuse.commits import CommitScheduler
-from cowfs.fuse.writer import FRESH_SECONDS, QUICK_SECONDS, RELIEF, STREAK_MAX, STREAK_MIN, Pace, Writer
+from cowfs.fuse.writer import FRESH_SECONDS, LARGE_BYTES, QUICK_SECONDS, RELIEF, STREAK_MAX, STREAK_MIN, Pace, Writer
 from cowfs.ondisk import format as f
 from cowfs.ondisk.records import Buffer
 from cowfs.storage.commit import SMALL_BYTES
@@ -184,6 +184,21 @@ def test_a_large_commit_goes_to_the_other_thread_whatever_was_written_before_it(
     run(main)
 
 
+def test_after_much_was_written_small_commits_go_to_the_other_thread_for_a_while() -> None:
+    mounted = Mounted()
+
+    async def main() -> None:
+        await mounted.become_quick()
+        mounted.write(LARGE_BYTES // MIB + 1, MIB)
+        await mounted.commits.commit()
+        mounted.device.flushers.clear()
+        for _ in range(STREAK_MIN + 1):
+            await mounted.fsync()
+        assert mounted.device.flushers == [False] * STREAK_MIN + [True]
+
+    run(main)
+
+
 def test_a_failure_in_the_thread_that_serves_fails_all_who_wait_and_come() -> None:
     mounted = Mounted()
     failures: list[str] = []
@@ -301,6 +316,17 @@ def test_it_takes_a_streak_to_be_quick() -> None:
         assert not pace.is_quick
         measured(pace, clock, seconds)
     assert pace.is_quick
+
+
+def test_a_large_commit_ends_a_streak() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    for _ in range(2):
+        for _ in range(STREAK_MIN):
+            assert not pace.is_quick
+            measured(pace, clock, 0.0)
+        assert pace.is_quick
+        pace.interrupt()
 
 
 def test_what_was_measured_long_ago_says_nothing() -> None:
