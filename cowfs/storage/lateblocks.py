@@ -181,6 +181,33 @@ class LateTrees(BlockTrees):
     def _settle(self, to_device: bool) -> None:
         tx, store = self._tx, self.store
         assert tx is not None
+        contents = self._place_one(tx) if self.count == 1 else self._place_all(tx)
+        tx.changes += 1
+        store.forget_blocks(contents.keys())
+        self.count = self.growth = 0
+        if to_device:
+            store.write_blocks(contents)
+        else:
+            store.dirty_data.update(contents)
+
+    def _place_one(self, tx: Transaction) -> dict[int, Buffer]:
+        """The only late block with its place: what a small commit mostly has."""
+        below = next(below for groups in self._late.values() for below in groups.values() if below.contents)
+        ((slot, content),) = below.contents.items()
+        block = old = below.words[slot]
+        hole = old in self._holes
+        if hole or not tx.writable_in_place(old):
+            near = below.words[slot - 1] if slot else f.NO_BLOCK
+            ((block, _),) = tx.allocate_data(1, None if near in self._holes else near)
+            self._point(below, [slot], [block])
+            if not hole:
+                tx.drop_data(old, 1)
+        below.contents = {}
+        below.grows = set()
+        return {block: content}
+
+    def _place_all(self, tx: Transaction) -> dict[int, Buffer]:
+        """All late blocks with their places."""
         late = [(root, below) for root, groups in self._late.items() for below in groups.values() if below.contents]
         alone = all(root is late[0][0] for root, _ in late)
         rows = [sorted(below.contents) for _, below in late]
@@ -197,14 +224,8 @@ class LateTrees(BlockTrees):
             self._point(below, slots, news)
             below.contents = {}
             below.grows = set()
-        tx.changes += 1
         tx.drop_leaves([old for old in named if old not in stay])
-        store.forget_blocks(contents.keys())
-        self.count = self.growth = 0
-        if to_device:
-            store.write_blocks(contents)
-        else:
-            store.dirty_data.update(contents)
+        return contents
 
     def _new_places(self, tx: Transaction, number: int, near: int) -> Iterator[int]:
         """So many new blocks, behind the block `near` if it is one."""

@@ -95,6 +95,7 @@ class Sealed:
         self.changes = changes
         self.complete = complete
         self.is_small = False
+        self.born_bytes = 0
 
     def write_out(self) -> None:
         assert threading.current_thread() is not threading.main_thread()
