@@ -155,6 +155,7 @@ def test_a_wrong_order_is_caught(wrong: Callable[..., None], monkeypatch: pytest
         verify(device, Judge(), thoroughness=SOME)
 
 
+@pytest.mark.interpreted
 def test_a_boot_block_that_is_not_mended_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The power fails between boot block and slot 1; the next session writes slot 1, and that is torn."""
     device = grown_between_changes()

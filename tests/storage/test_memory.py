@@ -170,6 +170,7 @@ def test_what_is_freed_in_pieces_takes_no_more_than_the_bitmap() -> None:
     assert before - files.volume.dirty_bytes >= 10_000 // 8
 
 
+@pytest.mark.interpreted
 def test_many_pieces_are_released_a_page_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Publishing takes as long, however scattered what was freed lies: requests wait meanwhile."""
     files = PlainFiles.make(32 * MIB, 512)
