@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import growth, layers, machine, mounted, plot
 from benchmarks.common import GIB, MIB, Failed, amount
-from benchmarks.peers import PEERS, PassthroughHp
+from benchmarks.peers import PEERS, Compiled, PassthroughHp
 from benchmarks.workloads import SCENES
 
 QUICK_SCALE = 0.002
@@ -66,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--pin", type=int, metavar="CPU", help="all on this one CPU: to compare versions, not to see what a user sees")
     add("--directory", type=Path, default=Path(tempfile.gettempdir()), help="where the image is made")
     add("--image-size", type=float, metavar="GIB", help="of the image; by default what the scale needs, 8 at 1")
+    add(
+        "--compiled",
+        metavar="PYTHON",
+        default="",
+        help="the Python of an environment with a compiled cowfs, a peer then",
+    )
     add("--passthrough-hp", metavar="PATH", default="", help="libfuse's passthrough_hp, for the comparison with it")
     add("--output", type=Path, help="file for the tables; standard output without it")
     add("--plot", type=Path, help="file for a picture, .svg or .png; needs matplotlib")
@@ -93,6 +99,7 @@ def _texts(options: argparse.Namespace, scale: float, rounds: int) -> Iterator[s
 
 
 def _mounted(options: argparse.Namespace, scale: float, rounds: int) -> Iterator[str]:
+    Compiled.python = options.compiled and os.path.abspath(options.compiled)
     PassthroughHp.program = options.passthrough_hp and os.path.abspath(options.passthrough_hp)
     size = int((options.image_size or max(IMAGE_GIB_LEAST, IMAGE_GIB * min(1.0, scale))) * GIB)
     plan = mounted.Plan(

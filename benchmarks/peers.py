@@ -162,21 +162,35 @@ class Cowfs(Peer):
     """Ours, as `cowfs mount` mounts it."""
 
     name = "cowfs"
+    python = sys.executable
 
     def format(self) -> None:
-        run([sys.executable, "-m", "mkcowfs", "--force", str(self.image)])
+        run([self.python, "-P", "-m", "mkcowfs", "--force", str(self.image)])
 
     def start(self) -> None:
-        run([sys.executable, "-m", "cowfs", "mount", str(self.image), str(self.mountpoint)])
+        run([self.python, "-P", "-m", "cowfs", "mount", str(self.image), str(self.mountpoint)])
 
     def check(self) -> None:
-        run([sys.executable, "-m", "cowfs", "check", str(self.image)])
+        run([self.python, "-P", "-m", "cowfs", "check", str(self.image)])
 
     def snapshot(self, name: str) -> None:
         control.send(str(self.mountpoint), control.Command(("snapshot", "create", name)))
 
     def clone(self, source: str, name: str) -> None:
         control.send(str(self.mountpoint), control.Command(("clone", source, name)))
+
+
+class Compiled(Cowfs):
+    """Ours, as another Python has it: in whose environment its inner modules were compiled."""
+
+    name = "cowfs-compiled"
+    python = ""
+
+    def missing(self) -> str:
+        if not self.python:
+            return "--compiled gives the path of a Python in whose environment cowfs was compiled"
+        asked = _output([self.python, "-P", "-m", "cowfs", "--version"])
+        return "" if "compiled" in asked else f"the cowfs of {self.python} is not compiled"
 
 
 class Floor(Peer):
@@ -411,7 +425,7 @@ class S3ql(Peer):
         return f"{where}it stores objects in a folder, so it has no place on the same image"
 
 
-PEERS: tuple[type[Peer], ...] = (Cowfs, Floor, Fuse2fs, Ntfs3g, ZfsFuse, S3ql, PassthroughHp, Ext4, Btrfs)
+PEERS: tuple[type[Peer], ...] = (Cowfs, Compiled, Floor, Fuse2fs, Ntfs3g, ZfsFuse, S3ql, PassthroughHp, Ext4, Btrfs)
 
 
 # --- what they share ---
