@@ -18,10 +18,11 @@ from mounting import ROOT, Place
 pytestmark = pytest.mark.fuse
 
 FLUSH_SECONDS = 1.0
-ANSWER_SECONDS = 0.05
-STALL_SECONDS = (
-    FLUSH_SECONDS / 4
-)  # what a busy machine may add to one answer in twenty; waiting for a flush takes longer
+# Commits follow one another, so what waits for a flush waits for half of one in the median, and for nearly all of it one time
+# in twenty. A busy machine keeps one answer in twenty waiting, too, but not so long.
+ANSWER_SECONDS = FLUSH_SECONDS / 20
+SLOW_ANSWER_SECONDS = FLUSH_SECONDS / 4
+STALL_SECONDS = FLUSH_SECONDS / 2
 FILES = 200
 
 
@@ -92,10 +93,9 @@ def test_requests_are_answered_during_a_commit(place: Place, words: str) -> None
             thread.join()
             os.close(target)
         assert fsyncs >= 2, "commits went on meanwhile"
-        worst = {kind: found[-1] for kind, found in times.items()}
-        assert max(worst.values()) < STALL_SECONDS, worst
-        usual = {kind: found[len(found) * 19 // 20] for kind, found in times.items()}
-        assert max(usual.values()) < ANSWER_SECONDS, usual
+        for share, limit in ((0.5, ANSWER_SECONDS), (0.95, SLOW_ANSWER_SECONDS), (1.0, STALL_SECONDS)):
+            found = {kind: taken[min(int(len(taken) * share), len(taken) - 1)] for kind, taken in times.items()}
+            assert max(found.values()) < limit, (share, found)
 
 
 def test_threads_that_sync_at_once_share_commits(place: Place) -> None:
