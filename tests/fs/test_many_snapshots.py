@@ -20,8 +20,8 @@ from cowfs.storage.volume import Volume
 from tests.support import MIB, assert_sound, new_device
 
 GROWTH_BLOCKS_MAX = 28
-"""Blocks more than with few snapshots: paths are longer in five trees, and what lay in one block of each lies anywhere in them (of 100,000
-snapshots one is deleted with 25 blocks read, of 20 with 2)."""
+"""Blocks more than with few snapshots: paths are longer in five trees, and what lay in one block of each lies anywhere there.
+To delete one of 100,000 takes 25 blocks read, one of 20 takes 2."""
 STEP_BLOCKS_MAX = 40
 """Blocks that one step with its commit may read or write: a dozen pages of system trees and the paths above them."""
 
