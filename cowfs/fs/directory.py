@@ -388,7 +388,7 @@ class Directories:
         directory = self._hot.get(inode.number)
         if directory is None:
             reading = self._readings.pop(inode.number, None) or self._reader.begin(inode)
-            directory = Directory(self._reader.finish(reading), self._codec, self._names)
+            directory = Directory(self._reader.finish(reading, inode), self._codec, self._names)
             self._hot[inode.number] = directory
             self._account(directory)
             while self._hot_bytes > HOT_BYTES_MAX and len(self._hot) > 1:
@@ -414,7 +414,7 @@ class Directories:
         It stays right, since whoever changes the directory opens it first, and with that ends the reading.
         """
         reading = self._readings.pop(inode.number, None) or self._reader.begin(inode)
-        self._reader.read_slice(reading)
+        self._reader.read_slice(reading, inode)
         while len(self._readings) >= READINGS_MAX:
             del self._readings[next(iter(self._readings))]
         self._readings[inode.number] = reading

@@ -29,12 +29,11 @@ _KEY: Final = c.KEY_OFFSET
 
 
 class Reading:
-    """A directory that is being read: `raw` is what is there of it."""
+    """A directory that is being read: `raw` is what is there of it. Its inode is asked for anew for each slice."""
 
-    __slots__ = ("blocks", "inode", "raw", "whole")
+    __slots__ = ("blocks", "raw", "whole")
 
-    def __init__(self, inode: Inode) -> None:
-        self.inode = inode
+    def __init__(self) -> None:
         self.raw = bytearray()
         self.blocks: set[int] = set()
         self.whole = False
@@ -65,15 +64,14 @@ class DirectoryReader:
             raise Corrupt(f"{what}: size", wanted=f"<= {most}", found=size)
         if not self._foreign and (size == 0 or size % self._block_size):
             raise Corrupt(f"{what}: size", wanted=f"a multiple of {self._block_size}", found=size)
-        return Reading(inode)
+        return Reading()
 
-    def read_slice(self, reading: Reading) -> None:
+    def read_slice(self, reading: Reading, inode: Inode) -> None:
         """Reads on. Raises Corrupt, DeviceError: then the reading is void."""
-        inode, raw = reading.inode, reading.raw
-        size = inode.root.size
+        raw, size = reading.raw, inode.root.size
         if not reading.whole:
             if size > SLICE_BYTES:
-                for _ in self._runs(reading, len(raw) // self._block_size, SLICE_BYTES // self._block_size):
+                for _ in self._runs(reading, inode, len(raw) // self._block_size, SLICE_BYTES // self._block_size):
                     pass
             piece = self._trees.read(inode.root, len(raw), SLICE_BYTES)
             reading.whole = len(raw) + len(piece) >= size
@@ -86,27 +84,27 @@ class DirectoryReader:
                 raise Corrupt(f"directory {inode.number}: an entry without an inode before its last one")
             raw += piece
 
-    def finish(self, reading: Reading) -> bytearray:
+    def finish(self, reading: Reading, inode: Inode) -> bytearray:
         """All entries, what is missing read at once. Raises Corrupt, DeviceError."""
         if self._foreign:
-            return self._load_foreign(reading)
+            return self._load_foreign(reading, inode)
         while not reading.whole:
-            self.read_slice(reading)
+            self.read_slice(reading, inode)
         raw = reading.raw
         if not (
             raw.startswith(c.DOT_KEY, _KEY)
             and raw.startswith(c.DOT_DOT_KEY, _ENTRY + _KEY)
-            and self._codec.number_at(raw, 0) == reading.inode.number
+            and self._codec.number_at(raw, 0) == inode.number
         ):
-            raise Corrupt(f"directory {reading.inode.number} does not begin with '.' and '..'")
+            raise Corrupt(f"directory {inode.number} does not begin with '.' and '..'")
         return raw
 
-    def _runs(self, reading: Reading, first: int, count: int) -> Iterator[tuple[int, int]]:
+    def _runs(self, reading: Reading, inode: Inode, first: int, count: int) -> Iterator[tuple[int, int]]:
         """The runs of blocks that these leaves lie in, (first, count), at most SLICE_BYTES each; NO_BLOCK: a hole.
 
         Raises Corrupt where a block is there twice: else a few blocks could be a directory as large as memory.
         """
-        root, seen = reading.inode.root, reading.blocks
+        root, seen = inode.root, reading.blocks
         most = max(1, SLICE_BYTES // self._block_size)
         count = min(count, -(-root.size // self._block_size) - first)
         for begin, length in self._trees.runs(root, first, count):
@@ -116,17 +114,17 @@ class DirectoryReader:
             for start in range(begin, begin + length, most):
                 blocks = range(start, min(start + most, begin + length))
                 if not seen.isdisjoint(blocks):
-                    raise Corrupt(f"directory {reading.inode.number} has the same block twice", block=start)
+                    raise Corrupt(f"directory {inode.number} has the same block twice", block=start)
                 seen.update(blocks)
                 yield start, len(blocks)
 
-    def _load_foreign(self, reading: Reading) -> bytearray:
+    def _load_foreign(self, reading: Reading, inode: Inode) -> bytearray:
         """A directory as others write it, in our form: no gaps, zero padding, unsigned checksums, '.' and '..' first."""
-        codec, inode = self._codec, reading.inode
+        codec = self._codec
         parent = inode.number
         entries = bytearray()
         left = inode.root.size
-        for first, count in self._runs(reading, 0, -(-inode.root.size // self._block_size)):
+        for first, count in self._runs(reading, inode, 0, -(-inode.root.size // self._block_size)):
             size = min(left, count * self._block_size)
             left -= size
             if first == f.NO_BLOCK:
