@@ -65,7 +65,6 @@ class Record:
     _structs: ClassVar[dict[str, struct.Struct]]
     _plain: ClassVar[bool]
     _names: ClassVar[list[str]]  # of all fields, those of nested records as outer.inner
-    _whole: ClassVar[dict[str, struct.Struct]]  # with the fields of nested records in their places
     _values: ClassVar[Callable[[Any], tuple[Any, ...]]]  # these fields' values, an array as one
     _top: ClassVar[Callable[[Any], tuple[Any, ...]]]  # the values of its own fields
     _pieces: ClassVar[dict[str, struct.Struct]]  # with nested records, and arrays, as bytes
@@ -96,7 +95,7 @@ class Record:
     def pack(self, order: ByteOrder = "<") -> bytes:
         """The record's `SIZE` bytes. A value that does not fit its field is a bug and raises struct.error."""
         if self._plain:
-            return self._whole[order].pack(*type(self)._values(self))
+            return self._structs[order].pack(*type(self)._values(self))
         values = list(type(self)._top(self))
         for position, little, big in self._parts:
             value = values[position]
@@ -155,7 +154,7 @@ def record(size: int, spare: tuple[tuple[int, int], ...] = ()) -> Callable[[type
 
     def finish(cls: type[R]) -> type[R]:
         layout = tuple(_layout(item) for item in fields(cls))  # type: ignore[arg-type]
-        code = whole = pieces = ""
+        code = pieces = ""
         parts: list[tuple[int, struct.Struct | None, struct.Struct | None]] = []
         names: list[str] = []
         tops: list[str] = []
@@ -167,33 +166,28 @@ def record(size: int, spare: tuple[tuple[int, int], ...] = ()) -> Callable[[type
                     f"{cls.__name__}.{item.name}: undeclared gap at {end:#x}"
                 )
                 code += f"{item.offset - end}x"
-                whole += f"{item.offset - end}x"
                 pieces += f"{item.offset - end}x"
             pieces += item.code if item.nested is None and item.count == 1 else f"{item.size}s"
             if item.nested is None:
                 code += item.code
-                whole += item.code
                 names.append(item.name)
                 if item.count > 1:
                     parts.append((len(tops), struct.Struct("<" + item.code), struct.Struct(">" + item.code)))
             else:
                 parts.append((len(tops), None, None))
                 code += f"{item.size}s"
-                whole += item.nested._whole["<"].format[1:]
                 names += [f"{item.name}.{name}" for name in item.nested._names]
             tops.append(item.name)
             end = item.offset + item.size
         if end != size:
             assert gaps.pop(end, None) == size - end, f"{cls.__name__}: {end:#x} bytes declared, {size:#x} wanted"
             code += f"{size - end}x"
-            whole += f"{size - end}x"
             pieces += f"{size - end}x"
         assert not gaps, f"{cls.__name__}: spare runs that are not spare: {gaps}"
         cls.SIZE = size
         cls.LAYOUT = layout
         cls.SPARE = spare
         cls._structs = {order: struct.Struct(order + code) for order in "<>"}
-        cls._whole = {order: struct.Struct(order + whole) for order in "<>"}
         cls._pieces = {order: struct.Struct(order + pieces) for order in "<>"}
         cls._parts = parts
         cls._packed = {}
