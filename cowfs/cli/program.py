@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from cowfs import __version__, is_compiled
-from cowfs.cli.quick import EXIT_FAILURE, EXIT_INTERRUPTED, explanation
+from cowfs.cli.quick import EXIT_FAILURE, EXIT_INTERRUPTED, explanation, one_line
 from cowfs.errors import CowfsError
 
 EXIT_USAGE = 2
@@ -156,6 +156,5 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    text = " ".join(message.split("\n")).encode(errors="replace").decode(errors="replace")
-    click.echo(f"cowfs: {text}", err=True)
+    click.echo(f"cowfs: {one_line(message)}", err=True)
     return code

@@ -118,6 +118,11 @@ def explanation(error: Exception) -> str | None:
         text = f"{where}{error.strerror or error}"
     else:
         return None
+    return one_line(text)
+
+
+def one_line(text: str) -> str:
+    """A text as one line that can be written."""
     return " ".join(text.split("\n")).encode(errors="replace").decode(errors="replace")
 
 

@@ -43,7 +43,7 @@ from cowfs.fs.listing import PagedEntry
 from cowfs.fs.snapshot import Snapshots
 from cowfs.fuse import convert, late
 from cowfs.fuse.commits import CommitScheduler
-from cowfs.fuse.control_file import DIRECTORY_NODE, ControlDirectory, ControlHandle
+from cowfs.fuse.control_file import DIRECTORY_NODE, DOTS, ControlDirectory, ControlHandle
 from cowfs.fuse.handlers import Cold, DirectoryHandle, FileHandle, answers, changes, waits
 from cowfs.fuse.lost import LostWrites
 from cowfs.fuse.options import MountOptions
@@ -63,8 +63,6 @@ workers waiting the mount would stand still."""
 
 PAGE_ENTRIES = 32
 """Entries that a listing prepares at once, before it is known how many fit into a reply."""
-
-_DOTS = (b".", b"..")
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +100,7 @@ class Operations(pyfuse3.Operations):
     def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """The object of a name; one that does not exist is an answer, too."""
         if parent_inode >= convert.CONTROL_NODES:
-            if self._folder is not None and parent_inode == self._folder.node and name not in (b".", b".."):
+            if self._folder is not None and parent_inode == self._folder.node and name not in DOTS:
                 return self._entry(*self._folder.lookup(name))
             return self._control.lookup(parent_inode, name)
         if parent_inode == ROOT_NODE and name == control.DIRECTORY_NAME and self._control_shown:
@@ -578,10 +576,10 @@ class Operations(pyfuse3.Operations):
 
     def _list(self, tree: Filesystem, token: ReaddirToken, page: list[PagedEntry], told: list[int]) -> bool:
         """Adds entries to the reply to readdir, and to `told` those whose lookups count; False where it is full."""
-        reply, bits, is_top = pyfuse3.readdir_reply, tree.node_bits, tree is self.trees.root
+        reply = pyfuse3.readdir_reply
         entry = EntryAttributes()
         for cookie, name, ino, attributes in page:
-            node = ROOT_NODE if ino == ROOT_NODE and is_top else bits | ino
+            node = self.trees.node(tree, ino)
             if isinstance(attributes, Attributes):
                 convert.fill(entry, attributes, node)
                 added = reply(token, name, entry, cookie)
@@ -591,7 +589,7 @@ class Operations(pyfuse3.Operations):
                 added = reply(token, name, convert.damaged(node), cookie)
             if not added:
                 return False
-            if ino != ROOT_NODE and name not in _DOTS:
+            if ino != ROOT_NODE and name not in DOTS:
                 told.append(ino)
         return True
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import array
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Protocol, TypeAlias
 
 from cowfs.errors import Corrupt, DeviceError
@@ -238,19 +238,15 @@ class BlockStore:
 
     def forget_run(self, start: int, count: int) -> None:
         """The same for a run of blocks."""
-        blocks = range(start, start + count)
+        self.forget_blocks(range(start, start + count))
+
+    def forget_blocks(self, blocks: Collection[int]) -> None:
+        """The same for blocks that lie anywhere."""
         held: dict[int, bytearray] | dict[int, Buffer]
         for held in (self.dirty, self.dirty_data, self._cache):
             if held and not held.keys().isdisjoint(blocks):
                 for block in held.keys() & blocks:
                     del held[block]
-
-    def forget_blocks(self, blocks: Set[int]) -> None:
-        """The same for blocks that lie anywhere."""
-        held: dict[int, bytearray] | dict[int, Buffer]
-        for held in (self.dirty, self.dirty_data, self._cache):
-            for block in held.keys() & blocks:
-                del held[block]
 
     def keep(self, block: int, data: Buffer) -> None:
         """Puts a clean metadata block into the cache."""

@@ -177,9 +177,8 @@ class Volume:
         self._operation = Operation(self)
         self._sealer = Sealer(self)
         self._in_flight: SealedCommit | None = None
-        self._held_back = Freed(
-            slot.geometry.block_size
-        )  # freed in the newest durable generation: reusable after the next one (I2)
+        # Freed in the newest durable generation: reusable after the next one (I2).
+        self._held_back = Freed(slot.geometry.block_size)
         self.measure()
 
     # --- opening ---

@@ -136,11 +136,26 @@ def test_dirty_metadata_brings_a_commit(monkeypatch: pytest.MonkeyPatch) -> None
     files.check()
 
 
-def test_what_is_freed_together_is_remembered_together() -> None:
+def with_a_large_file() -> tuple[PlainFiles, int]:
+    """A volume, and the number of a file of 20,000 blocks on it that is committed."""
     files = PlainFiles.make(32 * MIB, 512)
     number = files.create()
     files.write(number, 0, bytes(range(256)) * 40_000)
     files.volume.commit()
+    return files, number
+
+
+def with_every_second_block_freed() -> tuple[PlainFiles, int]:
+    """The same; 10,000 single blocks of it are free after the next commit."""
+    files, number = with_a_large_file()
+    with files.change(number) as token:
+        for index in range(0, 20_000, 2):
+            files.trees.punch(token, index)
+    return files, number
+
+
+def test_what_is_freed_together_is_remembered_together() -> None:
+    files, number = with_a_large_file()
     files.remove(number)
     files.volume.reclaim_slice(1 << 20)
     spacemap = files.volume.spacemap
@@ -153,13 +168,7 @@ def test_what_is_freed_together_is_remembered_together() -> None:
 
 def test_what_is_freed_in_pieces_takes_no_more_than_the_bitmap() -> None:
     """What remembers it counts as dirty until two commits later."""
-    files = PlainFiles.make(32 * MIB, 512)
-    number = files.create()
-    files.write(number, 0, bytes(range(256)) * 40_000)
-    files.volume.commit()
-    with files.change(number) as token:
-        for index in range(0, 20_000, 2):
-            files.trees.punch(token, index)
+    files, number = with_every_second_block_freed()
     files.live.files[number].size = 0
     spacemap = files.volume.spacemap
     assert spacemap is not None
@@ -173,13 +182,7 @@ def test_what_is_freed_in_pieces_takes_no_more_than_the_bitmap() -> None:
 @pytest.mark.interpreted
 def test_many_pieces_are_released_a_page_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Publishing takes as long, however scattered what was freed lies: requests wait meanwhile."""
-    files = PlainFiles.make(32 * MIB, 512)
-    number = files.create()
-    files.write(number, 0, bytes(range(256)) * 40_000)
-    files.volume.commit()
-    with files.change(number) as token:
-        for index in range(0, 20_000, 2):
-            files.trees.punch(token, index)
+    files, _ = with_every_second_block_freed()
     files.volume.commit()
     spacemap = files.volume.spacemap
     assert spacemap is not None
