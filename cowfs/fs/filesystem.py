@@ -205,10 +205,31 @@ class Filesystem(CloneOperations):
     def _admit_setattr(self, inode: Inode, size: int | None, lists: bytes = b"") -> None:
         """Space for the inode, for the last block, the paths to the old end and the new one, and for rewritten lists."""
         cost = inode_cost(self.tree, 1) + (0 if size is None else 2 * (f.LEVEL_MAX + 1)) + self._lists_cost(lists)
-        grows = size is not None and size > inode.root.size
         # Lists of more than a block are data, and must not use what is kept back for removing.
-        grows = grows or len(lists) > self._geometry.block_size
-        self._admit(cost, Tier.WRITE if grows else Tier.REMOVE)
+        adds = len(lists) > self._geometry.block_size or bool(lists and self._has_snapshots)
+        adds = adds or self._takes_blocks(inode, size)
+        self._admit(cost, Tier.WRITE if adds else Tier.REMOVE)
+
+    def _takes_blocks(self, inode: Inode, size: int | None) -> bool:
+        """Whether changing an inode, and its size, takes blocks for good, which must not be what is kept back for removing.
+
+        A shorter file can: the path to its new end becomes its own.
+        """
+        root = inode.root
+        if size is not None and size > root.size:
+            return True
+        if self._shares_inode(inode):
+            return True
+        return size is not None and 0 < size < root.size and self._trees.cut_takes_blocks(root, size)
+
+    def _shares_inode(self, inode: Inode) -> bool:
+        """Whether a snapshot has the block of an inode, or what leads to it, too."""
+        leaf = (inode.number - 1) // self._geometry.inodes_per_block
+        return self._has_snapshots and self._trees.shares(self.tree.inodes, leaf)
+
+    @property
+    def _has_snapshots(self) -> bool:
+        return self.volume.forest.table.count > 0
 
     def _set_size(self, inode: Inode, root: WritableRoot, size: int, kill_privileges: bool) -> None:
         if size != inode.root.size:
@@ -304,8 +325,10 @@ class Filesystem(CloneOperations):
         data = self.xattrs.without(inode, name)
         with self.volume.operation():
             cost = data_cost(self.tree, self._geometry, 0, max(len(data), 1)) + inode_cost(self.tree, 1)
-            # What is left is written anew; only where that is little may it use what is kept back for removing.
-            self._admit(cost, Tier.REMOVE if cost <= self.volume.margin else Tier.WRITE)
+            # What is left is written anew; only where that is little, and nobody keeps what it replaces, may it use what is
+            # kept back for removing.
+            adds = cost > self.volume.margin or self._shares_inode(inode) or bool(data and self._has_snapshots)
+            self._admit(cost, Tier.WRITE if adds else Tier.REMOVE)
             self.inodes.make_writable(inode)
             now = self._now()
             self.xattrs.store(inode, data, now)

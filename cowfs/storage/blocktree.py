@@ -193,6 +193,43 @@ class BlockTrees:
             return f.NO_BLOCK
         return words[slot]
 
+    def shares(self, root: Root, index: int) -> bool:
+        """Whether leaf `index`, or a block on the path to it, has another parent, too. Raises Corrupt, DeviceError."""
+        path = self._path(root, index)
+        return any(not self.is_hole(pointer) and self._extra_parents(pointer) for pointer in path)
+
+    def cut_takes_blocks(self, root: Root, size: int) -> bool:
+        """Whether making a tree so short takes blocks that do not come back: part of the path to the new end is a hole, or has
+        another parent, too, and the tree gets its own (I9). Raises Corrupt, DeviceError.
+        """
+        keep = -(-size // self._block_size)
+        if size % self._block_size and self.shares(root, keep - 1):
+            return True
+        for level, pointer in zip(range(root.levels, 0, -1), self._path(root, keep - 1), strict=False):
+            if keep % self._fanout**level == 0:
+                break
+            if self.is_hole(pointer) or self._extra_parents(pointer):
+                return True
+            self.store.read(pointer)  # so it does not fail later, in the middle of the change
+        return False
+
+    def _path(self, root: Root, index: int) -> Iterator[int]:
+        """The pointers that lead to leaf `index`, from the root down to the first hole or the leaf's own."""
+        span = self._fanout**root.levels
+        words: Words | list[int] = root.ptr
+        while True:
+            slot, index = divmod(index, span)
+            pointer = words[slot]
+            yield pointer
+            if span == 1 or self.is_hole(pointer):
+                return
+            words = self.store.words(self.store.read(pointer))
+            span //= self._fanout
+
+    def _extra_parents(self, block: int) -> int:
+        assert self._tx is not None
+        return self._tx.spacemap.extra_parents(block)
+
     def gap(self, root: Root, index: int) -> int:
         """How many leaves from `index` on are holes together because nothing is stored above them; 0: something is."""
         words, _, room = self._container(root, index)

@@ -174,8 +174,8 @@ def test_a_rotten_file_can_be_removed() -> None:
     close_filesystem(filesystem)
 
 
-def test_a_file_whose_last_pointers_are_rotten_does_not_grow() -> None:
-    """Growing changes the block in which the end lies: if that cannot be read, nothing is changed."""
+def test_a_file_whose_last_pointers_are_rotten_keeps_its_size() -> None:
+    """Growing and cutting change a block of pointers: if that cannot be read, nothing is changed."""
     device = new_device(block_size=512)
     with filesystem_on(device) as filesystem:
         ino = filesystem.create(1, b"file", 0o644, CALLER).ino
@@ -192,8 +192,10 @@ def test_a_file_whose_last_pointers_are_rotten_does_not_grow() -> None:
         lambda: filesystem.truncate(ino, 50_000),
         lambda: filesystem.setattr(ino, size=10_500),
         lambda: filesystem.write(ino, 60_000, b"x"),
+        lambda: filesystem.truncate(ino, 512 * 3),
+        lambda: filesystem.truncate(ino, 777),
     ):
-        with pytest.raises(UnreadableData, match=f"block {block}: "):
+        with pytest.raises((Corrupt, UnreadableData), match=f"block {block}: "):
             change()
     assert filesystem.getattr(ino).size == size
     assert not filesystem.volume.latched
