@@ -46,9 +46,10 @@ from cowfs.fuse.commits import CommitScheduler
 from cowfs.fuse.control_file import DIRECTORY_NODE, DOTS, ControlDirectory, ControlHandle
 from cowfs.fuse.handlers import Cold, DirectoryHandle, FileHandle, answers, changes, waits
 from cowfs.fuse.lost import LostWrites
+from cowfs.fuse.missing import MissingNames
 from cowfs.fuse.options import MountOptions
 from cowfs.fuse.query import QueryHandle
-from cowfs.fuse.trees import ROOT_NODE, Trees
+from cowfs.fuse.trees import ROOT_NODE, Trees, forget_attributes
 from cowfs.ondisk.acl import ACCESS_NAME
 
 SHORT_SPACE_BYTES = 64 << 20
@@ -89,6 +90,7 @@ class Operations(pyfuse3.Operations):
         self._folder = self._control.folder
         self._control_shown = not (self._volume.foreign and _has_name(trees.root, control.DIRECTORY_NAME))
         self._lost = LostWrites()
+        self.missing = MissingNames()
         self._negative = convert.negative_entry()
         self._handles: dict[int, Any] = {}
         self._handle_number = 0
@@ -115,6 +117,7 @@ class Operations(pyfuse3.Operations):
         try:
             attributes = tree.lookup(ino, name)
         except NotFound:
+            self.missing.tell(parent_inode, name)
             return self._negative
         return self._entry(tree, attributes)
 
@@ -334,7 +337,7 @@ class Operations(pyfuse3.Operations):
             tree.truncate(ino, 0, kill_privileges=kills)
             self.commits.start_reclaim()
             if privileged:
-                _invalidate_attributes(inode)
+                forget_attributes(inode)
         direct = privileged or self._bypasses_cache(flags)
         writer = ctx.pid if self.enable_writeback_cache and writes and not direct else 0
         handle = FileHandle(tree, inode, kills_privileges=kills, privileged=privileged, cached_writer=writer)
@@ -410,7 +413,7 @@ class Operations(pyfuse3.Operations):
         count = handle.tree.write(handle.ino, off, buf, kill_privileges=handle.kills_privileges, was_cached=cached)
         if handle.privileged:
             handle.privileged = False
-            _invalidate_attributes(handle.node)
+            forget_attributes(handle.node)
         if self._lost:
             self._lost.discard(handle.node)
         return count
@@ -567,7 +570,7 @@ class Operations(pyfuse3.Operations):
     def _lose(self, node: int) -> None:
         """There was no space for what a write(2) had left to the kernel. The next one asks before it does so again."""
         self._lost.add(node, self._cached_writers(node))
-        _invalidate_attributes(node)
+        forget_attributes(node)
 
     def _cached_writers(self, node: int) -> list[int]:
         """The threads that opened a file for writing through the kernel's cache and have not closed it."""
@@ -612,12 +615,6 @@ def _may_keep_setgid(context: RequestContext, gid: int) -> bool:
         return gid in pyfuse3.get_sup_groups(context.pid)
     except (OSError, RuntimeError):  # the process has gone
         return False
-
-
-def _invalidate_attributes(node: int) -> None:
-    """Has the kernel ask for a node's attributes again; it may have forgotten the node meanwhile."""
-    with contextlib.suppress(OSError):
-        pyfuse3.invalidate_inode(node, attr_only=True)
 
 
 def _has_privileges(mode: int) -> bool:

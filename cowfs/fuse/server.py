@@ -31,7 +31,7 @@ from cowfs.fuse.commits import CommitScheduler
 from cowfs.fuse.jobs import carry_out_policy, run_job
 from cowfs.fuse.operations import Operations
 from cowfs.fuse.options import MountOptions, fuse_options
-from cowfs.fuse.trees import Trees, forget_all_names, forget_entry, in_thread, root_names
+from cowfs.fuse.trees import Trees, forget_all_names, forget_attributes, forget_entry, in_thread, root_names
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage import resize
 from cowfs.storage.discard import Discards
@@ -175,8 +175,11 @@ class Server:
         return self.trees.root_of(self.snapshots.find(name))
 
     async def appeared(self, files: Filesystem, parent: int, name: bytes) -> None:
-        """Has the kernel look the name up anew."""
-        await trio.to_thread.run_sync(forget_entry, self.trees.node(files, parent), name)
+        """Has the kernel ask for the directory's attributes again, and look the name up anew where it may remember it."""
+        node = self.trees.node(files, parent)
+        forget_attributes(node)
+        if self.operations.missing.may_be_remembered(node, name):
+            await trio.to_thread.run_sync(forget_entry, node, name)
 
     def start_release(self) -> None:
         """In the background."""

@@ -114,9 +114,13 @@ def forget_names(names: list[bytes], nodes: list[int]) -> None:
 
 
 def forget_entry(node: int, name: bytes) -> None:
-    """Has the kernel forget what it knows of one name, and of the directory. For a thread."""
+    """Has the kernel forget what it knows of one name. For a thread."""
     _ignoring_absence(lambda: pyfuse3.invalidate_entry(node, name))
-    _ignoring_absence(lambda: pyfuse3.invalidate_inode(node))
+
+
+def forget_attributes(node: int) -> None:
+    """Has the kernel ask for a node's attributes again, should it know the node; for that it waits for nothing."""
+    _ignoring_absence(lambda: pyfuse3.invalidate_inode(node, attr_only=True))
 
 
 def _ignoring_absence(notify: Callable[[], None]) -> None:

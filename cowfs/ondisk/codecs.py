@@ -63,12 +63,13 @@ DOT_DOT_KEY: Final = pack_key(2, b"..")
 
 
 assert [(item.name, item.code) for item in f.ManifestEntry.LAYOUT] == [("block", "I"), ("checksum", "I")]
+assert [(item.name, item.code) for item in f.ManifestHeader.LAYOUT] == [("count", "I"), ("spare", "I")]
 
 
 def pack_manifest(entries: Sequence[tuple[int, int]]) -> bytes:
     """The manifest of blocks and their checksums with its header; only our own volumes have one."""
     numbers = itertools.chain.from_iterable(entries)
-    return f.ManifestHeader(len(entries)).pack() + struct.pack(f"<{2 * len(entries)}I", *numbers)
+    return struct.pack(f"<{2 + 2 * len(entries)}I", len(entries), 0, *numbers)
 
 
 _CHECKSUM: Final = struct.Struct("<I")
@@ -83,10 +84,11 @@ def put_superblock_checksum(record: bytearray, checksum: int) -> None:
 class InodeCodec:
     """Inodes as plain tuples, in the order of DiskInode's fields with the 16 pointers in place.
 
-    `unpack_without_pointers` leaves these out: whoever only wants attributes has half the work.
+    `unpack_without_pointers` leaves these out: whoever only wants attributes has half the work. `each_pointers` is for who
+    wants nothing else: (mode, the 16 pointers, levels, status) of each inode of a leaf.
     """
 
-    __slots__ = ("pack", "pack_into", "unpack_from", "unpack_without_pointers")
+    __slots__ = ("each_pointers", "pack", "pack_into", "unpack_from", "unpack_without_pointers")
 
     def __init__(self, order: ByteOrder) -> None:
         layout = f.DiskInode._structs[order]
@@ -95,6 +97,9 @@ class InodeCodec:
         self.unpack_from = layout.unpack_from
         fields = (f"{item.size}x" if item.name == "ptr" else item.code for item in f.DiskInode.LAYOUT)
         self.unpack_without_pointers = struct.Struct(order + "".join(fields)).unpack_from
+        wanted = ("mode", "ptr", "levels", "status")
+        fields = (item.code if item.name in wanted else f"{item.size}x" for item in f.DiskInode.LAYOUT)
+        self.each_pointers = struct.Struct(order + "".join(fields)).iter_unpack
 
 
 class EntryCodec:

@@ -18,9 +18,6 @@ ByteOrder = Literal["<", ">"]
 
 Buffer = bytes | bytearray | memoryview
 
-PACKED_MAX = 64
-"""How many packed records are remembered of each kind that is a part of others."""
-
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -64,13 +61,9 @@ class Record:
     SPARE: ClassVar[tuple[tuple[int, int], ...]]
     _structs: ClassVar[dict[str, struct.Struct]]
     _plain: ClassVar[bool]
-    _names: ClassVar[list[str]]  # of all fields, those of nested records as outer.inner
-    _values: ClassVar[Callable[[Any], tuple[Any, ...]]]  # these fields' values, an array as one
-    _top: ClassVar[Callable[[Any], tuple[Any, ...]]]  # the values of its own fields
-    _pieces: ClassVar[dict[str, struct.Struct]]  # with nested records, and arrays, as bytes
-    _parts: ClassVar[list[tuple[int, struct.Struct | None, struct.Struct | None]]]
-    """Which of its own fields these are: position, and for an array its values in either byte order."""
-    _packed: ClassVar[dict[tuple[ByteOrder, tuple[Any, ...]], bytes]]
+    _whole: ClassVar[dict[str, struct.Struct]]  # the fields of nested records, too
+    _names: ClassVar[list[str]]  # of all these fields, an array's with a star
+    _values: ClassVar[Callable[[Any], tuple[Any, ...]] | None]  # what gets their values, once it was needed
 
     @classmethod
     def unpack(cls, data: Buffer, offset: int = 0, order: ByteOrder = "<") -> Self:
@@ -94,31 +87,23 @@ class Record:
 
     def pack(self, order: ByteOrder = "<") -> bytes:
         """The record's `SIZE` bytes. A value that does not fit its field is a bug and raises struct.error."""
-        if self._plain:
-            return self._structs[order].pack(*type(self)._values(self))
-        values = list(type(self)._top(self))
-        for position, little, big in self._parts:
-            value = values[position]
-            if little is None:
-                values[position] = value.packed(order)
-            else:
-                values[position] = (little if order == "<" else big).pack(*value)  # type: ignore[union-attr]
-        return self._pieces[order].pack(*values)
+        return self._whole[order].pack(*self._flat())
 
-    def packed(self, order: ByteOrder = "<") -> bytes:
-        """As `pack`, for a record that is a part of others: most parts are what they were the last time."""
-        key = order, type(self)._values(self)
-        known = self._packed.get(key)
-        if known is None:
-            if len(self._packed) >= PACKED_MAX:
-                self._packed.clear()
-            known = self._packed[key] = self.pack(order)
-        return known
+    def _flat(self) -> tuple[Any, ...]:
+        """The values of all fields, one after the other, those of arrays and nested records among them."""
+        kind = type(self)
+        get = kind._values
+        if get is None:
+            # Made when it is first needed, as compiling it takes longer than all the rest of declaring a record. It takes a
+            # third of the time of a loop over the fields, and a commit packs two large records.
+            words = ", ".join(f"*r.{name[1:]}" if name[0] == "*" else f"r.{name}" for name in kind._names)
+            get = kind._values = eval(f"lambda r: ({words},)")  # of field names
+        return get(self)
 
     def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
+        if not isinstance(other, Record) or type(other) is not type(self):
             return NotImplemented
-        return type(self)._values(self) == type(self)._values(other)
+        return self._flat() == other._flat()
 
     __hash__ = None  # type: ignore[assignment]  # a record changes
 
@@ -154,10 +139,8 @@ def record(size: int, spare: tuple[tuple[int, int], ...] = ()) -> Callable[[type
 
     def finish(cls: type[R]) -> type[R]:
         layout = tuple(_layout(item) for item in fields(cls))  # type: ignore[arg-type]
-        code = pieces = ""
-        parts: list[tuple[int, struct.Struct | None, struct.Struct | None]] = []
+        code = whole = ""
         names: list[str] = []
-        tops: list[str] = []
         end = 0
         gaps = dict(spare)
         for item in layout:
@@ -166,36 +149,33 @@ def record(size: int, spare: tuple[tuple[int, int], ...] = ()) -> Callable[[type
                     f"{cls.__name__}.{item.name}: undeclared gap at {end:#x}"
                 )
                 code += f"{item.offset - end}x"
-                pieces += f"{item.offset - end}x"
-            pieces += item.code if item.nested is None and item.count == 1 else f"{item.size}s"
+                whole += f"{item.offset - end}x"
             if item.nested is None:
                 code += item.code
-                names.append(item.name)
-                if item.count > 1:
-                    parts.append((len(tops), struct.Struct("<" + item.code), struct.Struct(">" + item.code)))
+                whole += item.code
+                names.append(item.name if item.count == 1 else f"*{item.name}")
             else:
-                parts.append((len(tops), None, None))
                 code += f"{item.size}s"
-                names += [f"{item.name}.{name}" for name in item.nested._names]
-            tops.append(item.name)
+                whole += item.nested._whole["<"].format[1:]
+                names += [
+                    f"*{item.name}.{name[1:]}" if name[0] == "*" else f"{item.name}.{name}"
+                    for name in item.nested._names
+                ]
             end = item.offset + item.size
         if end != size:
             assert gaps.pop(end, None) == size - end, f"{cls.__name__}: {end:#x} bytes declared, {size:#x} wanted"
             code += f"{size - end}x"
-            pieces += f"{size - end}x"
+            whole += f"{size - end}x"
         assert not gaps, f"{cls.__name__}: spare runs that are not spare: {gaps}"
         cls.SIZE = size
         cls.LAYOUT = layout
         cls.SPARE = spare
         cls._structs = {order: struct.Struct(order + code) for order in "<>"}
-        cls._pieces = {order: struct.Struct(order + pieces) for order in "<>"}
-        cls._parts = parts
-        cls._packed = {}
+        cls._whole = cls._structs if whole == code else {order: struct.Struct(order + whole) for order in "<>"}
         cls._names = names
-        cls._top = _getter(tops)
-        cls._values = _getter(names)
         cls._plain = all(item.count == 1 and item.nested is None for item in layout)
-        assert all(s.size == size for s in cls._structs.values()), cls.__name__
+        cls._values = _getter(names) if cls._plain else None
+        assert all(s.size == size for s in (*cls._structs.values(), *cls._whole.values())), cls.__name__
         return cls
 
     return finish

@@ -8,15 +8,19 @@ checked against the volume's bounds here. (`check` has its own reading of these 
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
+from typing import Final
 
 from cowfs.errors import Corrupt
 from cowfs.ondisk import format as f
+from cowfs.ondisk.codecs import InodeCodec
 from cowfs.ondisk.records import Buffer
 from cowfs.storage.blockio import BlockStore
 
 Child = tuple[int, int, int]
 """(block, kind, level)"""
 
+_CODECS: Final[dict[str, InodeCodec]] = {order: InodeCodec(order) for order in ("<", ">")}
 _WITH_BLOCKS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 
 
@@ -27,11 +31,9 @@ def children(store: BlockStore, zero_blocks: tuple[int, ...], data: Buffer, kind
     if kind != f.KIND_INODES:
         return []
     found: list[Child] = []
-    order = store.geometry.order
-    for offset in range(0, len(data), f.INODE_SIZE):
-        if data[offset : offset + f.INODE_SIZE] == f.FREE_INODE_BYTES:
-            continue
-        found.extend(inode_children(store, zero_blocks, f.DiskInode.unpack(data, offset, order)))
+    for mode, *ptr, levels, status in _CODECS[store.geometry.order].each_pointers(data):
+        if status & f.STATUS_USED:
+            found += _of_inode(store, zero_blocks, mode, ptr, levels)
     return found
 
 
@@ -48,13 +50,17 @@ def pointers_in(store: BlockStore, zero_blocks: tuple[int, ...], data: Buffer) -
 
 def inode_children(store: BlockStore, zero_blocks: tuple[int, ...], inode: f.DiskInode) -> list[Child]:
     """The blocks that an inode's pointers name."""
-    if not inode.status & f.STATUS_USED or stat.S_IFMT(inode.mode) not in _WITH_BLOCKS:
+    return _of_inode(store, zero_blocks, inode.mode, inode.ptr, inode.levels) if inode.status & f.STATUS_USED else []
+
+
+def _of_inode(
+    store: BlockStore, zero_blocks: tuple[int, ...], mode: int, ptr: Sequence[int], levels: int
+) -> list[Child]:
+    if stat.S_IFMT(mode) not in _WITH_BLOCKS:
         return []
-    if inode.levels > f.LEVEL_MAX:
-        raise Corrupt("inode levels", wanted=f"<= {f.LEVEL_MAX}", found=inode.levels)
-    return [
-        (_checked(store, p), f.KIND_FILE, inode.levels) for p in inode.ptr if p != f.NO_BLOCK and p not in zero_blocks
-    ]
+    if levels > f.LEVEL_MAX:
+        raise Corrupt("inode levels", wanted=f"<= {f.LEVEL_MAX}", found=levels)
+    return [(_checked(store, p), f.KIND_FILE, levels) for p in ptr if p != f.NO_BLOCK and p not in zero_blocks]
 
 
 def _checked(store: BlockStore, pointer: int) -> int:

@@ -186,8 +186,8 @@ class Sealer:
             self._volume.store.forget(block)
 
         trees = self._volume.system_trees
-        while any(tree.unplaced for tree in trees):
-            for tree in trees:
+        while waiting := [tree for tree in trees if tree.unplaced]:
+            for tree in waiting:
                 tree.place(spacemap.allocate_metadata, free)
 
     def _contents(self) -> tuple[dict[int, Buffer], dict[int, int]]:
@@ -197,11 +197,8 @@ class Sealer:
         for tree in volume.system_trees:
             if tree is not volume.checksums:
                 blocks.update(tree.take_contents())
-        sums: dict[int, int] = {}
-        for first, pieces in contiguous(blocks):
-            values = [crc32c(piece) for piece in pieces]
-            volume.checksums.set_run(first, values)
-            sums.update(enumerate(values, first))
+        sums = {block: crc32c(data) for block, data in blocks.items()}
+        volume.checksums.set_each(sums)
         for block, data in volume.checksums.take_contents():
             blocks[block] = data
             sums[block] = crc32c(data)
@@ -213,6 +210,8 @@ class Sealer:
         assert spacemap is not None
         if spacemap.born_count > f.MANIFEST_ENTRY_MAX:
             return None
+        if spacemap.born_count == len(sums):
+            return sums  # no other was born (I1), so none of them was freed, nor written before
         born: dict[int, int] = {}
         for start, count in spacemap.born_runs:
             for block in range(start, start + count):
@@ -226,6 +225,7 @@ class Sealer:
         superblock, extension, spacemap = volume.superblock, volume.extension, volume.spacemap
         assert extension is not None and spacemap is not None
         now = max(volume.clock(), 0)
+        trees = volume.system_trees
         volume.live.store_in(superblock)
         superblock.serial = volume.serial + 1
         superblock.atime = now // 1_000_000_000 & 0xFFFFFFFF
@@ -236,15 +236,18 @@ class Sealer:
         extension.metadata_hint = spacemap.metadata_hint
         extension.reclaim_count = volume.reclaim.count
         extension.snapshot_count = volume.forest.table.count
-        for name in f.EXTENSION_ROOTS:
-            tree = volume.reclaim_tree if name == "reclaim" else getattr(volume, name)
-            setattr(extension, name, tree.root_node())
+        extension.checksums = volume.checksums.root_node()
+        extension.references = volume.references.root_node()
+        extension.snapshots = volume.snapshots.root_node()
+        extension.snapshot_index = volume.snapshot_index.root_node()
+        extension.reclaim = volume.reclaim_tree.root_node()
+        extension.settings = volume.settings.root_node()
         extension.checksum_checks = tuple(volume.checksums.top_checks)
-        system_blocks = extension.system_blocks + sum(tree.block_delta for tree in volume.system_trees)
+        system_blocks = extension.system_blocks + sum([tree.block_delta for tree in trees])
         if min(system_blocks, extension.snapshot_count, extension.overlay.buried_system) < 0:
             found = f"{extension.snapshot_count} snapshots, {system_blocks} blocks of the system"
             raise Corrupt("a count of the volume was too low", found=found)
         extension.system_blocks = system_blocks
         extension.overlay.buried_free = spacemap.buried_free
-        for tree in volume.system_trees:
+        for tree in trees:
             tree.block_delta = 0

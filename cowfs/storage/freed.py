@@ -40,38 +40,48 @@ class RunList:
 
 
 class Freed:
-    """Blocks freed in one generation: `pages` has their bits, by the number of the bitmap's page."""
+    """Blocks freed in one generation: `pages` has their bits, by the number of the bitmap's page.
 
-    __slots__ = ("count", "page_size", "pages")
+    `spans` says in which bytes of a page they are: most commits free a few blocks that lie near each other.
+    """
+
+    __slots__ = ("count", "page_size", "pages", "spans")
 
     def __init__(self, page_size: int) -> None:
         """`page_size`: bytes of a page of the bitmap."""
         self.page_size = page_size
         self.pages: dict[int, bytearray] = {}
+        self.spans: dict[int, tuple[int, int]] = {}
         self.count = 0
 
     def add(self, index: int, bit: int, count: int) -> None:
         """Enters blocks of one page that are not there yet."""
-        set_bits(self._page(index), bit, count)
+        set_bits(self._page(index, bit >> 3, (bit + count - 1) >> 3), bit, count)
         self.count += count
 
     def add_one(self, index: int, at: int, mask: int) -> None:
         """Enters one block, by the byte of the page and the bit's value in it."""
-        self._page(index)[at] |= mask
+        self._page(index, at, at)[at] |= mask
         self.count += 1
 
     def add_each(self, index: int, bits: list[int]) -> None:
-        """Enters blocks that lie anywhere in a page."""
+        """Enters blocks that lie anywhere in a page, ascending."""
         if bits:
-            page = self._page(index)
+            page = self._page(index, bits[0] >> 3, bits[-1] >> 3)
             for bit in bits:
                 page[bit >> 3] |= 1 << (bit & 7)
             self.count += len(bits)
 
-    def _page(self, index: int) -> bytearray:
+    def _page(self, index: int, first: int, last: int) -> bytearray:
+        """A page of which these bytes, and what is between them, may get bits."""
         page = self.pages.get(index)
         if page is None:
             page = self.pages[index] = bytearray(self.page_size)
+            self.spans[index] = first, last + 1
+            return page
+        start, end = self.spans[index]
+        if first < start or last >= end:
+            self.spans[index] = min(start, first), max(end, last + 1)
         return page
 
     @property

@@ -53,6 +53,7 @@ class PagedTree:
         self.size = root.size
         self.levels = root.levels
         self.ptr = list(root.ptr)
+        self._root = f.RootNode(root.size, root.ptr, root.levels)
         self.block_delta = 0  # change of the number of blocks in use since opening
         self._pages: dict[int, bytearray] = {}
         self._nodes: dict[Key, array.array[int]] = {}
@@ -245,8 +246,11 @@ class PagedTree:
         """Takes the check of top pointer `slot` down into a new node."""
 
     def root_node(self) -> f.RootNode:
-        """The root as it goes into the record."""
-        return f.RootNode(self.size, tuple(self.ptr), self.levels)
+        """The root as it goes into the record; the same object as long as it is the same."""
+        node, ptr = self._root, tuple(self.ptr)
+        if node.ptr != ptr or node.size != self.size or node.levels != self.levels:
+            node = self._root = f.RootNode(self.size, ptr, self.levels)
+        return node
 
     def blocks(self) -> Iterator[int]:
         """Every block in use by the tree, by walking its nodes; for small volumes and tests."""
@@ -294,7 +298,7 @@ class PagedTree:
         if not self._unplaced:
             return
         while self._unplaced:
-            for key in sorted(self._unplaced):
+            for key in sorted(self._unplaced) if len(self._unplaced) > 1 else list(self._unplaced):
                 self._unplaced.discard(key)
                 level = key[0]
                 old = self._pointer(key)
@@ -340,6 +344,8 @@ class PagedTree:
     def take_contents(self) -> list[tuple[int, bytes]]:
         """(block, contents) of everything dirty, placed before; afterwards the tree is clean."""
         assert not self._unplaced, self.name
+        if not self._dirty:
+            return []
         contents = [(self._pointer(key), self._bytes(key)) for key in sorted(self._dirty)]
         self._dirty.clear()
         return contents
@@ -526,6 +532,17 @@ class ChecksumTree(PagedTree):
             self.set(block, values[0])
         else:
             self.write(block * f.CHECKSUM_SIZE, pointers_to(array.array("I", values), self.store.geometry.order))
+
+    def set_each(self, values: dict[int, int]) -> None:
+        """Records those of blocks of the open generation that lie anywhere."""
+        per_page = self.per_page
+        last, page = -1, bytearray()
+        for block, value in values.items():
+            index, at = divmod(block, per_page)
+            if index != last:
+                last, page = index, self.page_for_write(index)
+            at *= f.CHECKSUM_SIZE
+            page[at : at + f.CHECKSUM_SIZE] = value.to_bytes(f.CHECKSUM_SIZE, "little")
 
     def touch_run(self, block: int, count: int) -> None:
         """The pages of these blocks go into the next commit: called when the blocks are allocated."""

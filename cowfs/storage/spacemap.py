@@ -155,23 +155,41 @@ class SpaceMap(ParentCounts):
 
     def allocate(self, count: int, hint: int) -> tuple[int, int]:
         """A run of up to `count` contiguous blocks near `hint`: (first, number >= 1). Raises NoSpace, Corrupt."""
+        if count == 1:
+            return self._allocate_one(hint), 1
         if self.available <= 0:
             raise NoSpace("no free block")
-        if hint >= self._end:
-            hint = 0
-        if count == 1:
-            index, bit = divmod(hint, self._page_bits)
-            if self._page(index).busy[bit >> 3] >> (bit & 7) & 1:
-                hint, _ = self._find(1, hint)
-            self._take_one(hint)
-            return hint, 1
-        start, length = self._find(count, hint)
+        start, length = self._find(count, hint if hint < self._end else 0)
         self._take(start, length)
         return start, length
 
+    def _allocate_one(self, block: int) -> int:
+        """The lowest block at or behind this one that can be given out: most are taken alone."""
+        if self.free - self.held - self.buried_free <= self.withheld:
+            raise NoSpace("no free block")
+        if block >= self._end:
+            block = 0
+        index, bit = divmod(block, self._page_bits)
+        page = self._pages.get(index) or self._page(index)
+        if page.busy[bit >> 3] >> (bit & 7) & 1:
+            block, _ = self._find(1, block)
+            if block >= self.num_blocks:
+                raise Corrupt("the bitmap has free blocks behind the end of the volume", block=block)
+            index, bit = divmod(block, self._page_bits)
+        self._checksums.touch(block // self._checksums.per_page)  # as in `_take`
+        page = self._change(index)
+        at, mask = bit >> 3, 1 << (bit & 7)
+        page.bits[at] |= mask
+        page.busy[at] |= mask
+        self.free -= 1
+        self.born_count += 1
+        if len(self.born_runs) <= f.MANIFEST_ENTRY_MAX:
+            self.born_runs.append((block, 1))
+        return block
+
     def allocate_metadata(self) -> int:
         """One block for metadata: the lowest free one at or behind the hint, so that metadata stays together."""
-        block, _ = self.allocate(1, self.metadata_hint)
+        block = self._allocate_one(self.metadata_hint)
         self.metadata_hint = block + 1
         return block
 
@@ -208,21 +226,6 @@ class SpaceMap(ParentCounts):
         self.born_count += count
         if len(self.born_runs) <= f.MANIFEST_ENTRY_MAX:
             self.born_runs.append((start, count))
-
-    def _take_one(self, block: int) -> None:
-        """As `_take`, for what most are: a block of metadata, or a small file's."""
-        if block >= self.num_blocks:
-            raise Corrupt("the bitmap has free blocks behind the end of the volume", block=block)
-        self._checksums.touch(block // self._checksums.per_page)  # as in `_take`
-        index, bit = divmod(block, self._page_bits)
-        page = self._change(index)
-        at, mask = bit >> 3, 1 << (bit & 7)
-        page.bits[at] |= mask
-        page.busy[at] |= mask
-        self.free -= 1
-        self.born_count += 1
-        if len(self.born_runs) <= f.MANIFEST_ENTRY_MAX:
-            self.born_runs.append((block, 1))
 
     # --- another size ---
 
@@ -410,10 +413,12 @@ class SpaceMap(ParentCounts):
         """Makes the blocks of a generation's `Freed` available: the generation after it is durable (I2)."""
         for index, mask in freed.pages.items():
             page = self._page(index)
-            bits = int.from_bytes(mask, "little")
-            page.busy[:] = (int.from_bytes(page.busy, "little") & ~bits).to_bytes(len(mask), "little")
+            start, end = freed.spans[index]
+            bits = int.from_bytes(mask[start:end], "little")
+            busy = int.from_bytes(page.busy[start:end], "little") & ~bits
+            page.busy[start:end] = busy.to_bytes(end - start, "little")
             page.held -= bits.bit_count()
-            self._opened(index, index * self._page_bits + (bits & -bits).bit_length() - 1)
+            self._opened(index, index * self._page_bits + start * 8 + (bits & -bits).bit_length() - 1)
         self.held -= freed.count
         self._find_room()
 

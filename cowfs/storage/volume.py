@@ -420,7 +420,8 @@ class Volume:
         )
         # Of what is buried nothing comes back: it counts as not there yet.
         growth = max(0, self._capacity + others - (extension.system_blocks - extension.overlay.buried_system))
-        return tuple(self._capacity + growth + (Tier.SYSTEM - tier) * self.margin for tier in Tier)
+        floor, margin = self._capacity + growth, self.margin  # of the last tier
+        return tuple([floor + above * margin for above in range(len(Tier) - 1, -1, -1)])
 
     @property
     def _available(self) -> int:

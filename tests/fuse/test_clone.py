@@ -54,8 +54,10 @@ def test_copies_of_files_and_trees(mounted: Place) -> None:
 
     assert not (top / "one").exists()
     cowfs("clone", top / "file", top / "one")
+    before = os.stat(top / "below")  # which the kernel keeps
     cowfs("clone", root, top / "file", "top/below/two", ok=False)
     cowfs("clone", root, "top/file", "top/below/two")
+    assert os.stat(top / "below").st_mtime_ns > before.st_mtime_ns
     assert (top / "one").read_bytes() == (top / "below" / "two").read_bytes() == (top / "file").read_bytes()
 
     cowfs("snapshot", "create", root, "old")
