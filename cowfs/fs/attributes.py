@@ -80,6 +80,20 @@ new_attributes: Final[Callable[[tuple[int, ...]], Attributes]] = partial(tuple._
 """Attributes of their 14 values, in less time than the class's own constructor takes."""
 
 
+Common = tuple[int, int, int, int, int, int, int, int, int]
+"""(mode, links, uid, gid, rdev, atime_ns, mtime_ns, ctime_ns, birth_ns): what files that were made together have in common."""
+
+Listed = tuple[int, int, int, Common]
+"""Attributes as a listing tells them: (generation, size, blocks, common). Files in a row have the same object `common`, where
+they have the same in it, so whoever passes them on needs to do so once."""
+
+
+def as_listed(attributes: Attributes) -> Listed:
+    """The same, less inode number and block size."""
+    _, generation, mode, links, uid, gid, rdev, size, blocks, atime, mtime, ctime, birth, _ = attributes
+    return generation, size, blocks, (mode, links, uid, gid, rdev, atime, mtime, ctime, birth)
+
+
 @dataclass(slots=True)
 class Statfs:
     """The volume in numbers, as statvfs(2) has them; blocks are of `block_size` bytes."""

@@ -12,7 +12,7 @@ Locking: the core thread only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from cowfs.errors import (
     Corrupt,
@@ -93,9 +93,14 @@ class Core:
         """Adds users (kernel lookups, open handles) to an inode: while it has any, unlinking does not free it."""
         self._users[ino] = self._users.get(ino, 0) + count
 
-    def hold_each(self, inos: Iterable[int]) -> None:
+    def hold_each(self, inos: Sequence[int]) -> None:
         """Adds one user to each of these inodes."""
         users = self._users
+        if users.keys().isdisjoint(inos):
+            new = dict.fromkeys(inos, 1)
+            if len(new) == len(inos):
+                users.update(new)
+                return
         for ino in inos:
             users[ino] = users.get(ino, 0) + 1
 

@@ -19,7 +19,7 @@ Locking: the core thread only.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import makedev
 from typing import Final
 
@@ -263,6 +263,15 @@ class InodeTable:
             if inode is not None:
                 return inode
         return None
+
+    def held(self, numbers: Sequence[int]) -> set[int]:
+        """Those of the inodes that are in memory."""
+        wanted = set(numbers)
+        result: set[int] = set()
+        for inodes in (self.cached, self._older, self._dirty, self._late_atimes):
+            if inodes:
+                result |= wanted & inodes.keys()
+        return result
 
     def _keep(self, inode: Inode) -> None:
         """Keeps an inode that was just found, and forgets those that were found longest ago once there are too many."""

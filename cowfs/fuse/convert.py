@@ -14,7 +14,7 @@ from typing import Final
 import pyfuse3
 
 from cowfs.errors import Corrupt, CowfsError, DeviceError
-from cowfs.fs.attributes import Attributes, Statfs
+from cowfs.fs.attributes import Attributes, Common, Statfs
 
 INODE_BITS = 32
 INODE_MASK = (1 << INODE_BITS) - 1
@@ -52,7 +52,7 @@ def entry(attributes: Attributes, node: int) -> pyfuse3.EntryAttributes:
 
 
 def fill(entry: pyfuse3.EntryAttributes, attributes: Attributes, node: int) -> None:
-    """Makes a new entry that of a node. A listing fills the same one again and again: each is copied into the reply."""
+    """Makes a new entry that of a node."""
     _, generation, mode, links, uid, gid, rdev, size, blocks, atime_ns, mtime_ns, ctime_ns, _, block_size = attributes
     entry.st_ino = node
     entry.generation = generation
@@ -64,6 +64,19 @@ def fill(entry: pyfuse3.EntryAttributes, attributes: Attributes, node: int) -> N
     entry.st_size = size
     entry.st_blksize = block_size
     entry.st_blocks = blocks
+    entry.st_atime_ns = atime_ns
+    entry.st_mtime_ns = mtime_ns
+    entry.st_ctime_ns = ctime_ns
+
+
+def fill_common(entry: pyfuse3.EntryAttributes, common: Common) -> None:
+    """What an entry of a listing has in common with others, which follow it. The same entry serves for all of them."""
+    mode, links, uid, gid, rdev, atime_ns, mtime_ns, ctime_ns, _ = common
+    entry.st_mode = mode
+    entry.st_nlink = links
+    entry.st_uid = uid
+    entry.st_gid = gid
+    entry.st_rdev = rdev
     entry.st_atime_ns = atime_ns
     entry.st_mtime_ns = mtime_ns
     entry.st_ctime_ns = ctime_ns

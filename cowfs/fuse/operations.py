@@ -27,6 +27,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 from cowfs import control
 from cowfs.control.host import Host
 from cowfs.errors import (
+    Corrupt,
     CowfsError,
     CrossTree,
     Exists,
@@ -579,20 +580,26 @@ class Operations(pyfuse3.Operations):
 
     def _list(self, tree: Filesystem, token: ReaddirToken, page: list[PagedEntry], told: list[int]) -> bool:
         """Adds entries to the reply to readdir, and to `told` those whose lookups count; False where it is full."""
-        reply = pyfuse3.readdir_reply
-        entry = EntryAttributes()
+        reply, tree_bits = pyfuse3.readdir_reply, tree.node_bits
+        entry = EntryAttributes()  # each is copied into the reply
+        entry.st_blksize = self._volume.geometry.block_size
+        last: object = None
         for cookie, name, ino, attributes in page:
-            node = self.trees.node(tree, ino)
-            if isinstance(attributes, Attributes):
-                convert.fill(entry, attributes, node)
-                added = reply(token, name, entry, cookie)
-            else:
+            node = self.trees.node(tree, ino) if ino == ROOT_NODE else tree_bits | ino
+            if isinstance(attributes, Corrupt):
                 # The kernel shows the name of an entry whose attributes cannot be, so that it can be removed.
                 log.error("inode %d: %s", ino, attributes)
                 added = reply(token, name, convert.damaged(node), cookie)
+            else:
+                entry.generation, entry.st_size, entry.st_blocks, common = attributes
+                if common is not last:
+                    convert.fill_common(entry, common)
+                    last = common
+                entry.st_ino = node
+                added = reply(token, name, entry, cookie)
             if not added:
                 return False
-            if ino != ROOT_NODE and name not in DOTS:
+            if cookie > len(DOTS) and ino != ROOT_NODE:
                 told.append(ino)
         return True
 

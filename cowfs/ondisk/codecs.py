@@ -57,6 +57,7 @@ pack_key: Final = _KEY.pack
 """pack_key(length, name): the key of a short entry, what stands behind the inode number. `name` has 1..27 bytes."""
 
 _NOTHING: Final = bytes(ENTRY_SIZE)
+_SHORT_LENGTHS: Final = bytes(range(1, f.SHORT_NAME_MAX + 1))
 
 DOT_KEY: Final = pack_key(1, b".")
 DOT_DOT_KEY: Final = pack_key(2, b"..")
@@ -84,22 +85,31 @@ def put_superblock_checksum(record: bytearray, checksum: int) -> None:
 class InodeCodec:
     """Inodes as plain tuples, in the order of DiskInode's fields with the 16 pointers in place.
 
-    `unpack_without_pointers` leaves these out: whoever only wants attributes has half the work. `each_pointers` is for who
-    wants nothing else: (mode, the 16 pointers, levels, status) of each inode of a leaf.
+    `unpack_parts` is for listings: (size, head, tail, blocks, generation). Head and tail are bytes, which inodes that were
+    made together often have in common; `unpack_shared(head + tail)` is (uid, gid, birth, mtime, atime, ctime, mode, links,
+    levels, status, flags, mtime_extra, atime_extra, ctime_extra). `each_pointers` is for who wants nothing else: (mode, the 16
+    pointers, levels, status) of each inode of a leaf.
     """
 
-    __slots__ = ("each_pointers", "pack", "pack_into", "unpack_from", "unpack_without_pointers")
+    __slots__ = ("each_pointers", "pack", "pack_into", "unpack_from", "unpack_parts", "unpack_shared")
 
     def __init__(self, order: ByteOrder) -> None:
         layout = f.DiskInode._structs[order]
         self.pack = layout.pack
         self.pack_into = layout.pack_into
         self.unpack_from = layout.unpack_from
-        fields = (f"{item.size}x" if item.name == "ptr" else item.code for item in f.DiskInode.LAYOUT)
-        self.unpack_without_pointers = struct.Struct(order + "".join(fields)).unpack_from
         wanted = ("mode", "ptr", "levels", "status")
-        fields = (item.code if item.name in wanted else f"{item.size}x" for item in f.DiskInode.LAYOUT)
-        self.each_pointers = struct.Struct(order + "".join(fields)).iter_unpack
+        kept = (item.code if item.name in wanted else f"{item.size}x" for item in f.DiskInode.LAYOUT)
+        self.each_pointers = struct.Struct(order + "".join(kept)).iter_unpack
+        head = offset_of(f.DiskInode, "ptr") - offset_of(f.DiskInode, "uid")
+        tail = offset_of(f.DiskInode, "blocks") - offset_of(f.DiskInode, "levels")
+        fields = {item.name: item.code for item in f.DiskInode.LAYOUT}
+        names = list(fields)
+        between = offset_of(f.DiskInode, "levels") - offset_of(f.DiskInode, "ptr")
+        parts = (fields["size"], f"{head}s{between}x{tail}s", fields["blocks"], fields["generation"])
+        shared = names[names.index("uid") : names.index("ptr")] + names[names.index("levels") : names.index("blocks")]
+        self.unpack_parts = struct.Struct(order + "".join(parts)).unpack_from
+        self.unpack_shared = struct.Struct(order + "".join(fields[name] for name in shared)).unpack
 
 
 class EntryCodec:
@@ -145,6 +155,10 @@ class EntryCodec:
     def listed(self, raw: Buffer) -> Iterator[tuple[int, int, bytes]]:
         """(inode number, length byte, padded name) of each entry in `raw`, whose size is a multiple of 32."""
         return self._listed.iter_unpack(raw)
+
+    def all_short(self, raw: bytes) -> bool:
+        """Whether each entry in `raw`, whose size is a multiple of 32, has its name in it."""
+        return not raw[KEY_OFFSET::ENTRY_SIZE].translate(None, _SHORT_LENGTHS)
 
     def numbers(self, raw: Buffer) -> list[int]:
         """The inode number of each entry in `raw`, whose size is a multiple of 32."""

@@ -32,6 +32,8 @@ AHEAD_GAP = 8  # blocks: as far apart as this, reading what lies between costs l
 SPILL_BYTES = 2 << 20  # small dirty data kept in memory before it is written early: a slice of a few milliseconds
 
 Words: TypeAlias = "array.array[int] | memoryview"
+Run: TypeAlias = tuple[int, int]
+"""(first block, how many)"""
 
 
 class Checksums(Protocol):
@@ -90,22 +92,23 @@ class BlockStore:
         missing = sorted(
             b for b in blocks if b not in self._cache and self.in_memory(b) is None and b < self.num_blocks
         )
-        missing = missing[: self._cache_max // 4]
-        for near in clusters(missing, AHEAD_GAP, AHEAD_BYTES // self.block_size):
-            self._read_cluster(near)
+        for (block, _), data in self._read_near([(b, 1) for b in missing[: self._cache_max // 4]]):
+            self.keep(block, data)
 
-    def _read_cluster(self, blocks: list[int]) -> None:
-        size, first = self.block_size, blocks[0]
-        with contextlib.suppress(DeviceError):
-            data = self.device.read(self.geometry.block_offset(first), (blocks[-1] + 1 - first) * size)
-            for block in blocks:
-                at = (block - first) * size
-                self._keep_if_sound(block, data[at : at + size])
-
-    def _keep_if_sound(self, block: int, data: bytes) -> None:
-        with contextlib.suppress(Corrupt, DeviceError):
-            if self.checksums is None or self.checksums.get(block) == crc32c(data):
-                self.keep(block, data)
+    def _read_near(self, runs: Iterable[Run]) -> Iterator[tuple[Run, bytes]]:
+        """The contents of these ascending runs, as far as they can be read and are sound: near ones with one call."""
+        size = self.block_size
+        for near in clusters(runs, AHEAD_GAP, AHEAD_BYTES // size):
+            first = near[0][0]
+            end = max(map(sum, near))
+            with contextlib.suppress(DeviceError):
+                data = self.device.read(self.geometry.block_offset(first), (end - first) * size)
+                for run in near:
+                    block, count = run
+                    piece = data[(block - first) * size : (block - first + count) * size]
+                    with contextlib.suppress(Corrupt, DeviceError):
+                        self._verify(block, count, piece)
+                        yield run, piece
 
     def in_memory(self, block: int) -> Buffer | None:
         """The block's contents where they are not on the device yet."""
@@ -123,10 +126,33 @@ class BlockStore:
                 "pointer beyond the end of the volume", block=block, wanted=f"< {self.num_blocks}", found=block
             )
         blocks = range(block, block + count)
-        for held in (self.dirty_data, self.sealed, self.dirty):
-            if held and not held.keys().isdisjoint(blocks):
-                return self._read_mixed(blocks)
+        if self._is_held(blocks):
+            return self._read_mixed(blocks)
         return self._read_device(block, count)
+
+    def read_runs(self, runs: Sequence[Run]) -> list[bytes]:
+        """Runs of file data in this order, NO_BLOCK for a hole, as `read_run`; short ones that lie close together in one call.
+
+        So reading what was written in pieces, beside other files or all over, does not cost a call for each piece.
+        """
+        found: dict[Run, bytes] = {}
+        if len(runs) > 1:
+            most = DIRECT_BYTES // self.block_size
+            short = sorted({run for run in runs if run[1] < most and self._is_on_device(run)})
+            if len(short) > 1:
+                found.update(self._read_near(short))
+        return [self._read_any(run) if (piece := found.get(run)) is None else piece for run in runs]
+
+    def _read_any(self, run: Run) -> bytes:
+        return bytes(run[1] * self.block_size) if run[0] == f.NO_BLOCK else self.read_run(*run)
+
+    def _is_on_device(self, run: Run) -> bool:
+        """Whether a run is inside the volume, and nothing of it only in memory."""
+        return 0 <= run[0] <= self.num_blocks - run[1] and not self._is_held(range(run[0], sum(run)))
+
+    def _is_held(self, blocks: range) -> bool:
+        """Whether a block is in memory because the device does not have it yet."""
+        return any(held and not held.keys().isdisjoint(blocks) for held in (self.dirty_data, self.sealed, self.dirty))
 
     def read_data(self, block: int) -> bytes:
         """One block of file data, as `read_run`."""
@@ -151,22 +177,25 @@ class BlockStore:
         return b"".join(pieces)
 
     def _read_device(self, block: int, count: int) -> bytes:
-        size = self.block_size
-        data = self.device.read(self.geometry.block_offset(block), count * size)
+        data = self.device.read(self.geometry.block_offset(block), count * self.block_size)
+        self._verify(block, count, data)
+        return data
+
+    def _verify(self, block: int, count: int, data: bytes) -> None:
+        """Raises Corrupt where these are not the contents of the blocks; Corrupt, DeviceError where that cannot be told."""
         if self.checksums is None:
-            return data
+            return
         if count == 1:
             found = crc32c(data)
             wanted = self.checksums.get(block)
             if found != wanted:
                 raise Corrupt("checksum", block=block, wanted=f"{wanted:#010x}", found=f"{found:#010x}")
-            return data
-        sums = crc32c_each(memoryview(data), size)
+            return
+        sums = crc32c_each(memoryview(data), self.block_size)
         expected = self.checksums.get_run(block, count)
         if sums != expected:
             bad = next(i for i in range(count) if sums[i] != expected[i])
             raise Corrupt("checksum", block=block + bad, wanted=f"{expected[bad]:#010x}", found=f"{sums[bad]:#010x}")
-        return data
 
     def words(self, data: Buffer) -> Words:
         """A block as 32-bit words in the machine's order, for reading."""
@@ -255,14 +284,16 @@ class BlockStore:
             del self._cache[next(iter(self._cache))]
 
 
-def clusters(blocks: list[int], gap: int, most: int) -> Iterator[list[int]]:
-    """Ascending block numbers in groups that lie close together: no more than `gap` apart, `most` from first to last."""
-    group: list[int] = []
-    for block in blocks:
-        if group and (block - group[-1] > gap or block - group[0] >= most):
+def clusters(runs: Iterable[Run], gap: int, most: int) -> Iterator[list[Run]]:
+    """Ascending runs in groups that lie close together: no more than `gap` blocks apart, `most` from first to last."""
+    group: list[Run] = []
+    end = 0
+    for run in runs:
+        if group and (run[0] - end > gap or sum(run) - group[0][0] > most):
             yield group
             group = []
-        group.append(block)
+        group.append(run)
+        end = sum(run)
     if group:
         yield group
 

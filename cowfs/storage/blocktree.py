@@ -109,12 +109,7 @@ class BlockTrees:
             data = self.store.read_data(pointer)
             return data if size == block_size else data[start : start + size]
         count = (offset + size - 1) // block_size + 1 - first
-        pieces: list[bytes] = []
-        for pointer, number in self.runs(root, first, count):
-            if pointer == f.NO_BLOCK:
-                pieces.append(bytes(number * block_size))
-            else:
-                pieces.append(self.store.read_run(pointer, number))
+        pieces = self.store.read_runs(list(self.runs(root, first, count)))
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if start == 0 and len(data) == size:
             return data

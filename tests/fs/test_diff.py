@@ -667,15 +667,15 @@ def change_a_little(filesystem: Filesystem, where: int) -> None:
 def blocks_read(volume: Volume, a: Tree, b: Tree) -> tuple[int, int]:
     """(metadata blocks of files that a comparison reads, the number of changes), with cold caches."""
     blocks: set[int] = set()
-    reader = volume.store.read_run
+    verify = volume.store._verify
 
-    def read_run(block: int, count: int) -> bytes:
+    def verified(block: int, count: int, data: bytes) -> None:
         blocks.update(range(block, block + count))
-        return reader(block, count)
+        verify(block, count, data)
 
-    volume.store.read_run = read_run  # type: ignore[method-assign]
+    volume.store._verify = verified  # type: ignore[method-assign]
     changes = len(list(diff(volume, a, b)))
-    volume.store.read_run = reader  # type: ignore[method-assign]
+    volume.store._verify = verify  # type: ignore[method-assign]
     return len(blocks), changes
 
 

@@ -11,7 +11,7 @@ from support import MIB, filesystem_on, new_device, open_filesystem
 from cowfs.errors import Corrupt, CowfsError
 from cowfs.fs import Caller, Filesystem
 from cowfs.fs import listing as module
-from cowfs.fs.attributes import Attributes
+from cowfs.fs.attributes import Listed, as_listed
 from cowfs.fs.listing import Listing, PagedEntry
 from cowfs.ondisk import format as f
 from cowfs.storage.device import DeviceError, MemoryDevice
@@ -30,20 +30,21 @@ def pages(listing: Listing, count: int) -> list[PagedEntry]:
         found += page
 
 
-def one_by_one(listing: Listing) -> list[tuple[int, bytes, int, Attributes | str]]:
+def one_by_one(listing: Listing) -> list[tuple[int, bytes, int, Listed | str]]:
     """The same, from the table of inodes."""
-    found: list[tuple[int, bytes, int, Attributes | str]] = []
+    found: list[tuple[int, bytes, int, Listed | str]] = []
     for cookie, name, number, attributes in listing.entries():
         try:
-            found.append((cookie, name, number, attributes()))
+            assert attributes().ino == number
+            found.append((cookie, name, number, as_listed(attributes())))
         except Corrupt as error:
             found.append((cookie, name, number, str(error)))
     return found
 
 
-def comparable(entries: list[PagedEntry]) -> list[tuple[int, bytes, int, Attributes | str]]:
+def comparable(entries: list[PagedEntry]) -> list[tuple[int, bytes, int, Listed | str]]:
     return [
-        (cookie, name, number, found if isinstance(found, Attributes) else str(found))
+        (cookie, name, number, str(found) if isinstance(found, Corrupt) else found)
         for cookie, name, number, found in entries
     ]
 
@@ -181,3 +182,18 @@ def test_a_cold_listing_reads_in_runs(long: bool) -> None:
     batches = -(-3002 // module.READ_AHEAD)
     # Two trees to walk, whose blocks may lie in more than one piece; checksums of what is read.
     assert device.reads - before <= (6 if long else 3) * batches + 10
+
+
+def test_a_cold_directory_between_other_blocks_is_read_in_runs() -> None:
+    """Its blocks lie between those of the inodes that were made with it; each was a read of the device once."""
+    device = new_device(64 * MIB)
+    with filesystem_on(device) as filesystem:
+        ino = filesystem.mkdir(1, b"directory", 0o755, CALLER).ino
+        for number in range(4000):
+            filesystem.create(ino, b"%d" % number, 0o644, CALLER)
+        pieces = len(list(filesystem._trees.runs(filesystem.inodes.get(ino, "test").root, 0, 32)))
+    assert pieces > 25, "they lie apart"
+    filesystem = open_filesystem(device, read_only=True)
+    before = device.reads
+    assert filesystem.lookup(ino, b"3999").ino > 4000
+    assert device.reads - before <= 8

@@ -17,7 +17,7 @@ import trio
 
 from cowfs.errors import Corrupt, DeviceError, NoSpace, SpaceShort
 from cowfs.fs import Filesystem, acl
-from cowfs.fs.attributes import Attributes
+from cowfs.fs.attributes import Attributes, as_listed
 from cowfs.fs.listing import PagedEntry
 from cowfs.fs.snapshot import Snapshots
 from cowfs.fs.steps import Steps, finish
@@ -557,7 +557,7 @@ def test_an_error_in_the_middle_of_a_listing_is_the_next_calls(door: Door, monke
     handle = door.opendir(ROOT, Context())
     reply = Reply()
     monkeypatch.setattr(pyfuse3, "readdir_reply", reply.add)
-    attributes = door.filesystem.getattr(ROOT)
+    attributes = as_listed(door.filesystem.getattr(ROOT))
 
     class Broken:
         """A listing with one entry that can be read."""

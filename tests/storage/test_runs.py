@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from plainfiles import BLOCK_SIZES, MIB, PlainFiles, random_change
 
-from cowfs.errors import Corrupt, TooManyLinks
+from cowfs.errors import Corrupt, DeviceError, TooManyLinks
 from cowfs.ondisk import format as f
+from cowfs.storage.device import MemoryDevice
 from cowfs.storage.spacemap import SpaceMap
 from cowfs.storage.transaction import Transaction
 
@@ -143,3 +144,60 @@ def test_overwriting_takes_steps_for_runs_and_not_for_blocks(monkeypatch: pytest
     assert steps < blocks // 8, "Python would run for each block"
     monkeypatch.undo()
     files.check()
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+def test_runs_read_together_are_what_each_run_is(block_size: int) -> None:
+    files, spacemap = volume_with_everything(block_size, 5)
+    store = files.volume.store
+    choose = random.Random(6)
+    used = [block for block in range(spacemap.num_blocks - 4) if spacemap.in_use(block)]
+
+    def readable(block: int, count: int) -> bool:
+        try:
+            store.read_run(block, count)
+        except Corrupt:  # of the tree of checksums, which says what its blocks are by itself
+            return False
+        return True
+
+    for _ in range(40):
+        at = choose.randrange(max(1, len(used) - 40))
+        runs = [(block, choose.choice((1, 1, 2, 4))) for block in choose.sample(used[at : at + 40], 8)]
+        runs = [run for run in runs if readable(*run)] + [(f.NO_BLOCK, 2)]
+        wanted = [bytes(2 * block_size) if block == f.NO_BLOCK else store.read_run(block, n) for block, n in runs]
+        assert store.read_runs(runs) == wanted
+
+
+def test_scattered_blocks_are_read_with_few_calls_and_each_is_verified() -> None:
+    files = PlainFiles.make(8 * MIB, 4096)
+    device = files.volume.device
+    assert isinstance(device, MemoryDevice)
+    one, other = files.create(), files.create()
+    for index in range(40):
+        for number in (one, other):
+            files.write(number, index * 4096, bytes([index + 1]) * 4096)
+            files.volume.trees.settle()
+    files.volume.commit()
+    root, store = files.root(one), files.volume.store
+    assert len(list(files.volume.trees.runs(root, 0, 40))) == 40, "they lie apart"
+    data = files.volume.trees.read(root, 0, 40 * 4096)
+    device.reset_counters()
+    assert files.volume.trees.read(root, 0, 40 * 4096) == data
+    assert device.reads <= 2
+
+    bad = files.volume.trees.pointer(root, 17)
+    place = files.volume.geometry.block_offset(bad)
+    device.write(place, [bytes([device.read(place, 1)[0] ^ 1])])
+    with pytest.raises(Corrupt) as caught:
+        files.volume.trees.read(root, 0, 40 * 4096)
+    assert caught.value.block == bad
+    between = files.volume.trees.pointer(files.root(other), 5)
+    read = device.read
+
+    def cannot(offset: int, length: int) -> bytes:
+        if offset <= store.geometry.block_offset(between) < offset + length:
+            raise DeviceError("a bad sector")
+        return read(offset, length)
+
+    device.read = cannot  # type: ignore[method-assign]
+    assert files.volume.trees.read(root, 0, 17 * 4096) == data[: 17 * 4096], "another file's bad sector"
