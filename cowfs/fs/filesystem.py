@@ -204,6 +204,8 @@ class Filesystem(CloneOperations):
 
     def _admit_setattr(self, inode: Inode, size: int | None, lists: bytes = b"") -> None:
         """Space for the inode, for the last block, the paths to the old end and the new one, and for rewritten lists."""
+        if size is None and not lists and self.inodes.is_writable(inode):
+            return  # as when the kernel tells the times of what was just written
         cost = inode_cost(self.tree, 1) + (0 if size is None else 2 * (f.LEVEL_MAX + 1)) + self._lists_cost(lists)
         # Lists of more than a block are data, and must not use what is kept back for removing.
         adds = len(lists) > self._geometry.block_size or bool(lists and self._has_snapshots)

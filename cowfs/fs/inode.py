@@ -321,6 +321,10 @@ class InodeTable:
         inode.attributes = None
         return token
 
+    def is_writable(self, inode: Inode) -> bool:
+        """Whether `make_writable` has nothing left to do in this epoch."""
+        return inode.token is not None and inode.epoch == self._trees.epoch
+
     def allocate(self, mode: int, uid: int, gid: int, now: int) -> Inode:
         """A new inode in use, with link count 1; `prepare_allocation` came before, and space has been admitted."""
         index = self._take_leaf()

@@ -38,8 +38,8 @@ from cowfs.fuse.handshake import Handshake
 YIELD_REQUESTS: Final = 64
 """Requests served in a row before trio's scheduler runs."""
 
-YIELD_SECONDS: Final = 0.001
-"""Time after which trio's scheduler runs between two requests, however few they were."""
+YIELD_SECONDS: Final = 0.003
+"""Time after which trio's scheduler runs between two requests, however few they were: not after each fsync."""
 
 LINGER_SECONDS: Final = 0.0001
 """How long a worker that just served a request waits for the next one before it parks. A client takes some tens of

@@ -179,16 +179,27 @@ class Sealer:
         spacemap, extension = self._volume.spacemap, self._volume.extension
         assert spacemap is not None and extension is not None
 
+        store = self._volume.store
+
         def free(block: int) -> None:
             if spacemap.is_buried(block):
                 extension.overlay.buried_system -= 1
             spacemap.free_run(block, 1)
-            self._volume.store.forget(block)
+            store.forget(block)
+
+        def replace(block: int) -> int:
+            new = spacemap.replace_metadata(block)
+            if new < 0:
+                new = spacemap.allocate_metadata()
+                free(block)
+            else:
+                store.forget(block)  # what is replaced in one step is not buried
+            return new
 
         trees = self._volume.system_trees
         while waiting := [tree for tree in trees if tree.unplaced]:
             for tree in waiting:
-                tree.place(spacemap.allocate_metadata, free)
+                tree.place(spacemap.allocate_metadata, replace, free)
 
     def _contents(self) -> tuple[dict[int, Buffer], dict[int, int]]:
         """Everything to be written by block, and the crc32c of each; afterwards no system tree is dirty."""

@@ -290,10 +290,10 @@ class PagedTree:
 
     # --- commit ---
 
-    def place(self, allocate: Callable[[], int], free: Callable[[int], None]) -> None:
+    def place(self, allocate: Callable[[], int], replace: Callable[[int], int], free: Callable[[int], None]) -> None:
         """Gives every dirty page and node that has no block of this generation one, from the pages upwards.
 
-        `allocate` and `free` may make more pages of this tree dirty. What is empty becomes a hole.
+        `replace` allocates one and frees one. All three may make more pages of this tree dirty. What is empty becomes a hole.
         """
         if not self._unplaced:
             return
@@ -304,15 +304,13 @@ class PagedTree:
                 old = self._pointer(key)
                 was_hole = self._is_hole(old, level)
                 if not self._is_empty(key):
-                    self._set_pointer(key, allocate())
+                    self._set_pointer(key, allocate() if was_hole else replace(old))
                     self.block_delta += was_hole
-                else:
-                    self._dirty.discard(key)
-                    if was_hole:
-                        continue
+                    continue
+                self._dirty.discard(key)
+                if not was_hole:
                     self._set_pointer(key, self._hole(level))
                     self.block_delta -= 1
-                if not was_hole:
                     free(old)
         self.occupied = self._has_blocks()
 

@@ -182,9 +182,7 @@ class SpaceMap(ParentCounts):
         page.bits[at] |= mask
         page.busy[at] |= mask
         self.free -= 1
-        self.born_count += 1
-        if len(self.born_runs) <= f.MANIFEST_ENTRY_MAX:
-            self.born_runs.append((block, 1))
+        self._note_born(block)
         return block
 
     def allocate_metadata(self) -> int:
@@ -192,6 +190,45 @@ class SpaceMap(ParentCounts):
         block = self._allocate_one(self.metadata_hint)
         self.metadata_hint = block + 1
         return block
+
+    def replace_metadata(self, old: int) -> int:
+        """As `allocate_metadata`, and frees a block, in one step; -1 where these have to be two.
+
+        Raises Corrupt, DeviceError, before anything changes.
+        """
+        new = self.metadata_hint
+        index, bit = divmod(new, self._page_bits)
+        old_index, old_bit = divmod(old, self._page_bits)
+        page = self._pages.get(index)
+        if (
+            page is None
+            or page.committed is None
+            or page.buried is not None
+            or old_index != index
+            or new >= self._end
+            or self.free - self.held - self.buried_free <= self.withheld
+        ):
+            return -1
+        at, mask = bit >> 3, 1 << (bit & 7)
+        old_at, old_mask = old_bit >> 3, 1 << (old_bit & 7)
+        if page.busy[at] & mask or not page.bits[old_at] & page.committed[old_at] & old_mask:
+            return -1
+        self._checksums.touch(new // self._checksums.per_page)  # as in `_take`
+        self.bitmap.touch(index)  # as in `_change`
+        page.bits[old_at] ^= old_mask
+        page.bits[at] |= mask
+        page.busy[at] |= mask
+        page.held += 1
+        self.held += 1
+        self.freed.add_one(index, old_at, old_mask)
+        self.metadata_hint = new + 1
+        self._note_born(new)
+        return new
+
+    def _note_born(self, block: int) -> None:
+        self.born_count += 1
+        if len(self.born_runs) <= f.MANIFEST_ENTRY_MAX:
+            self.born_runs.append((block, 1))
 
     def allocate_data(self, count: int, near: int | None) -> tuple[int, int]:
         """A run for file data behind block `near` (the file's block before), or behind the last data allocated."""

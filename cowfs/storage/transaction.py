@@ -108,13 +108,17 @@ class Transaction:
         data = store.read(pointer)
         extra = self.spacemap.extra_parents(pointer)
         gaining = self._gaining(self._children(data, kind, level)) if extra else []
-        new = self.spacemap.allocate_metadata()
+        new = -1 if extra else self.spacemap.replace_metadata(pointer)
+        replaced = new >= 0
+        if not replaced:
+            new = self.spacemap.allocate_metadata()
         self.changes += 1
         if extra:
             self._gain(gaining)
             self.spacemap.set_extra_parents(pointer, extra - 1)
         else:
-            self.spacemap.free_run(pointer, 1)
+            if not replaced:
+                self.spacemap.free_run(pointer, 1)
             store.forget(pointer)
         buffer = bytearray(data)
         store.put(new, buffer)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import Callable
 
 import pytest
 from guard import GuardDevice
@@ -173,12 +174,18 @@ class Placements:
         seal = SpaceMap.seal
         placed = [0]
 
-        def place(tree: PagedTree, allocate: object, free: object) -> None:
-            def counted() -> int:
+        def place(
+            tree: PagedTree, allocate: Callable[[], int], replace: Callable[[int], int], free: Callable[[int], None]
+        ) -> None:
+            def allocated() -> int:
                 placed[0] += 1
-                return allocate()  # type: ignore[operator,no-any-return]
+                return allocate()
 
-            original(tree, counted, free)  # type: ignore[arg-type]
+            def replaced(block: int) -> int:
+                placed[0] += 1
+                return replace(block)
+
+            original(tree, allocated, replaced, free)
 
         def sealed(spacemap: SpaceMap) -> object:
             self.most = max(self.most, placed[0])
