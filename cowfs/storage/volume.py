@@ -421,7 +421,7 @@ class Volume:
         # Of what is buried nothing comes back: it counts as not there yet.
         growth = max(0, self._capacity + others - (extension.system_blocks - extension.overlay.buried_system))
         floor, margin = self._capacity + growth, self.margin  # of the last tier
-        return tuple([floor + above * margin for above in range(len(Tier) - 1, -1, -1)])
+        return tuple([floor + (Tier.SYSTEM - tier) * margin for tier in range(Tier.SYSTEM + 1)])
 
     @property
     def _available(self) -> int:
