@@ -131,6 +131,10 @@ class Peer:
         """A copy of a file of the root that shares its data."""
         raise NotMeasured("no clones of files")
 
+    def roll_back(self, name: str) -> None:
+        """Goes back to the newest snapshot while it is mounted; what that makes of everything is durable afterwards."""
+        raise NotMeasured("no rollback of what is mounted")
+
     def note_memory(self) -> None:
         """Remembers how large the daemon has been."""
         if self.pid:
@@ -178,6 +182,9 @@ class Cowfs(Peer):
 
     def clone(self, source: str, name: str) -> None:
         control.send(str(self.mountpoint), control.Command(("clone", source, name)))
+
+    def roll_back(self, name: str) -> None:
+        control.send(str(self.mountpoint), control.Command(("rollback", name)))
 
 
 class Compiled(Cowfs):
@@ -327,6 +334,9 @@ class ZfsFuse(Peer):
 
     def snapshot(self, name: str) -> None:
         run(["zfs", "snapshot", f"{self.POOL}@{name}"])
+
+    def roll_back(self, name: str) -> None:
+        run(["zfs", "rollback", f"{self.POOL}@{name}"])
 
 
 class KernelPeer(Peer):

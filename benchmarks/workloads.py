@@ -539,6 +539,27 @@ def clone(stage: Stage) -> float:
     return median(taken) * 1000
 
 
+@workload("copies", lambda sizes: f"rollback to a snapshot with {amount(sizes.file)}", "ms")
+def rollback(stage: Stage) -> float:
+    """While it is mounted, a block having changed since; durable when it is there, and seen by who opens the file anew."""
+    path = stage.root / "file"
+    taken = []
+    for turn in range(TURNS):
+        name = f"to-go-back-to-{turn}"
+        stage.peer.snapshot(name)
+        with opened(path, os.O_RDONLY) as file:
+            before = os.pread(file, BLOCK, 0)
+        with opened(path, os.O_RDWR) as file:
+            os.pwrite(file, window(turn + 1_000, BLOCK), 0)
+        machine.sync(stage.root, path)
+        watch = Watch(stage)
+        stage.peer.roll_back(name)
+        taken.append(watch.seconds())
+        with opened(path, os.O_RDONLY) as file:
+            wanted(os.pread(file, BLOCK, 0) == before, "the file is not what it was")
+    return median(taken) * 1000
+
+
 @workload("large copies", lambda sizes: f"snapshot of {amount(sizes.large_file)}", "ms")
 def large_snapshot(stage: Stage) -> float:
     """As above: its size should not matter."""
