@@ -185,7 +185,7 @@ def send(mountpoint: str, command: Command) -> Reply:
                 os.write(descriptor, command.to_json())
         except OSError as error:
             failed = error
-        return _reply(descriptor, failed)
+        return _reply(descriptor, failed, is_line=True)
 
 
 def _ask(directory: bytes, command: Command) -> Reply:
@@ -194,15 +194,20 @@ def _ask(directory: bytes, command: Command) -> Reply:
         with _closing(descriptor):
             descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=descriptor)
     with _closing(descriptor):
-        return _reply(descriptor, None)
+        return _reply(descriptor, None, is_line=False)
 
 
-def _reply(descriptor: int, failed: OSError | None) -> Reply:
-    """All that there is to read, after a failure of the command its reason."""
+def _reply(descriptor: int, failed: OSError | None, *, is_line: bool) -> Reply:
+    """All that there is to read, after a failure of the command its reason.
+
+    `is_line`: its newline ends it, so nobody needs to be asked whether there is more; else an errno may stand there.
+    """
     pieces = []
     try:
         while piece := os.read(descriptor, 1 << 20):
             pieces.append(piece)
+            if is_line and piece.endswith(b"\n"):
+                break
     except OSError as error:
         failed = error
     reply: Reply = json.loads(b"".join(pieces)) if pieces else {}

@@ -70,6 +70,7 @@ class Snapshots:
         self._clock = clock
         self._atime = atime
         self.mentioned: dict[int, int] = {}  # by id: the place in the table, of those known outside by their id
+        self._numbered = (b"", 0)  # the last name that `_name_by_time` had to number, without its number, and that
         self._filesystems: dict[int, Filesystem] = {}  # of snapshots and clones, the one used longest ago first
 
     # --- finding ---
@@ -332,15 +333,20 @@ class Snapshots:
     def _name_by_time(self, prefix: bytes, now: int) -> bytes:
         """A name that is not taken: the prefix and the second, and a number where there are several."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now // NANOSECONDS)).encode()
-        name = prefix + moment
+        name = first = prefix + moment
         number = 1
+        if first == self._numbered[0]:  # many in one second: the numbers below were taken the last time
+            number = self._numbered[1]
+            name = first + b"-%d" % number
         while True:
             try:
                 self._table.check_new_name(name)
             except Exists:
                 number += 1
-                name = prefix + moment + b"-%d" % number
+                name = first + b"-%d" % number
             else:
+                if number > 1:
+                    self._numbered = first, number
                 return name
 
     def _forget(self, tree_id: int) -> None:

@@ -164,6 +164,8 @@ def _start_log(path: str | None, *, to_stderr: bool) -> None:
             handler = handlers.SysLogHandler(SYSLOG_SOCKET, handlers.SysLogHandler.LOG_DAEMON)
         except OSError:
             handler = logging.NullHandler()
+        # Trying to reach one that is not there takes longer than all else about a command.
+        handler.addFilter(lambda record: os.path.exists(SYSLOG_SOCKET))
         form = "cowfs[%(process)d]: %(message)s"
     handler.setFormatter(logging.Formatter(form))
     root = logging.getLogger()

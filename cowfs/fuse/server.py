@@ -31,7 +31,7 @@ from cowfs.fuse.commits import CommitScheduler
 from cowfs.fuse.jobs import carry_out_policy, run_job
 from cowfs.fuse.operations import Operations
 from cowfs.fuse.options import MountOptions, fuse_options
-from cowfs.fuse.trees import Trees, forget_all_names, forget_attributes, forget_entry, in_thread, root_names
+from cowfs.fuse.trees import ROOT_NODE, Trees, forget_all_names, forget_attributes, forget_entry, in_thread, root_names
 from cowfs.ondisk.geometry import Geometry
 from cowfs.storage import resize
 from cowfs.storage.discard import Discards
@@ -231,7 +231,12 @@ class Server:
         result = await self.change(exchange)
         if self.trees.root is not old:
             names += [] if epochs else root_names(self.trees.root)
-            await in_thread(names, self.operations.open_nodes(old))
+            nodes = self.operations.open_nodes(old)
+            if names or nodes:
+                await in_thread(names, nodes)
+            else:  # no name and no contents: that is told without waiting for anything
+                forget_all_names()
+                forget_attributes(ROOT_NODE)
         return result
 
     def close(self) -> None:

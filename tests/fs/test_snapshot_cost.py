@@ -76,3 +76,26 @@ def test_the_cost_does_not_grow_for_many(base: dict[str, tuple[int, int]]) -> No
     for operation, (read, written) in measured(100_000, 1000).items():
         assert read <= base[operation][0] + 12, operation
         assert written <= base[operation][1] + 12, operation
+
+
+def test_many_rollbacks_in_a_second_look_for_a_free_name_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = new_device(16 * MIB, BLOCK)
+    trees = Snapshots(Volume.open(device), clock=lambda: 1_700_000_000 * 10**9)
+    trees.create(b"base")
+    table = trees.volume.forest.table
+    checked: list[bytes] = []
+    check = table.check_new_name
+    monkeypatch.setattr(table, "check_new_name", lambda name: (checked.append(name), check(name))[1])
+    names = []
+    for _ in range(20):
+        saved = trees.roll_back(b"base")
+        assert saved is not None
+        names.append(saved.name)
+    first = b"before-rollback-2023-11-14T22:13:20Z"
+    assert names == [first, *(first + b"-%d" % number for number in range(2, 21))]
+    assert len(checked) <= 4 * 20
+    trees.delete([names[-1]])
+    saved = trees.roll_back(b"base")
+    assert saved is not None and saved.name == names[-1], "a name that is free again"
+    trees.close()
+    assert_sound(device)
