@@ -73,8 +73,10 @@ def test_the_cost_does_not_grow(base: dict[str, tuple[int, int]], files: int, sn
 
 @pytest.mark.slow
 def test_the_cost_does_not_grow_for_many(base: dict[str, tuple[int, int]]) -> None:
+    # Counts, bitmap and checksums have several pages now, each with one of checksums: three of counts are looked at for the
+    # tops of trees that gain a parent, and up to four of the bitmap until one has room.
     for operation, (read, written) in measured(100_000, 1000).items():
-        assert read <= base[operation][0] + 12, operation
+        assert read <= base[operation][0] + 16, operation
         assert written <= base[operation][1] + 12, operation
 
 
