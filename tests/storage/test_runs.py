@@ -11,6 +11,7 @@ from plainfiles import BLOCK_SIZES, MIB, PlainFiles, random_change
 
 from cowfs.errors import Corrupt, DeviceError, TooManyLinks
 from cowfs.ondisk import format as f
+from cowfs.ondisk.checksums import crc32c, crc32c_each
 from cowfs.storage.device import MemoryDevice
 from cowfs.storage.spacemap import SpaceMap
 from cowfs.storage.transaction import Transaction
@@ -201,3 +202,9 @@ def test_scattered_blocks_are_read_with_few_calls_and_each_is_verified() -> None
 
     device.read = cannot  # type: ignore[method-assign]
     assert files.volume.trees.read(root, 0, 17 * 4096) == data[: 17 * 4096], "another file's bad sector"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 256])
+def test_sums_of_many_blocks_are_those_of_each(count: int) -> None:
+    data = random.Random(count).randbytes(count * 512)
+    assert crc32c_each(memoryview(data), 512) == [crc32c(data[at : at + 512]) for at in range(0, len(data), 512)]
