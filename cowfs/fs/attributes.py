@@ -80,8 +80,11 @@ new_attributes: Final[Callable[[tuple[int, ...]], Attributes]] = partial(tuple._
 """Attributes of their 14 values, in less time than the class's own constructor takes."""
 
 
-Common = tuple[int, int, int, int, int, int, int, int, int]
-"""(mode, links, uid, gid, rdev, atime_ns, mtime_ns, ctime_ns, birth_ns): what files that were made together have in common."""
+Common = tuple[int, ...]
+"""(mode, links, uid, gid, rdev, atime_ns, mtime_ns, ctime_ns, birth_ns): what files that were made together have in common.
+
+Its length is not in its type: mypyc would make a value of it, which is another object for each who gets it.
+"""
 
 Listed = tuple[int, int, int, Common]
 """Attributes as a listing tells them: (generation, size, blocks, common). Files in a row have the same object `common`, where
