@@ -16,7 +16,7 @@ from cowfs.check import check_device
 from cowfs.check.crashdevice import Fault, FaultyDevice, RecordingDevice
 from cowfs.check.crashscript import ScriptRun
 from cowfs.check.crashtest import TreeState, observe, read_image
-from cowfs.errors import CowfsError
+from cowfs.errors import CowfsError, DeviceError
 from cowfs.fs import Filesystem
 
 LONG = "a-name-that-is-too-long-for-a-short-entry"
@@ -87,11 +87,29 @@ def forget_files(filesystem: Filesystem) -> None:
         directories.forget(number)
 
 
+class BadSectors(FaultyDevice):
+    """Once a read has failed, every read of something of the same bytes does so, until they are mended."""
+
+    bad = range(0)
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset < self.bad.stop and self.bad.start < offset + length:
+            raise DeviceError(f"{self.name}: cannot read {length} bytes at offset {offset}: again")
+        try:
+            return super().read(offset, length)
+        except DeviceError:
+            self.bad = range(offset, offset + length)
+            raise
+
+    def mend(self) -> None:
+        self.bad = range(0)
+
+
 class Attempt:
-    """One operation with its n-th read failing."""
+    """One operation with its n-th read failing, and what reads the same bytes again meanwhile."""
 
     def __init__(self, before: str, operation: str, number: int) -> None:
-        self.device = FaultyDevice(image_after(BASE, 512, 1024))
+        self.device = BadSectors(image_after(BASE, 512, 1024))
         self.run = ScriptRun(self.device, strict=True)
         self.run.run(before)
         self.state = observe(self.run.trees)
@@ -104,6 +122,7 @@ class Attempt:
         except CowfsError as error:
             assert error.errno == errno.EIO
             self.failed = True
+        self.device.mend()
 
     def check(self) -> None:
         """If the volume goes on, what failed has not happened, and what is committed then is sound."""
