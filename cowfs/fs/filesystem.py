@@ -20,7 +20,6 @@ from cowfs.fs.clock import file_time
 from cowfs.fs.clone import CloneOperations
 from cowfs.fs.inode import Inode, clamp_time
 from cowfs.fs.listing import Listing
-from cowfs.fs.readaround import PIECE_MAX, ReadAround
 from cowfs.fs.space import data_cost, inode_cost, path
 from cowfs.fs.xattr import check_name as check_xattr_name
 from cowfs.ondisk import format as f
@@ -53,7 +52,6 @@ class Filesystem(CloneOperations):
         tree: Tree | None = None,
     ) -> None:
         super().__init__(volume, clock=clock, atime=atime, tree=tree)
-        self._around = ReadAround(volume)
 
     # --- attributes ---
 
@@ -145,8 +143,6 @@ class Filesystem(CloneOperations):
         """
         inode = self._inode(ino)
         _check_regular(inode)
-        if size <= PIECE_MAX:
-            self._around.before(ino, inode.root, offset, size)
         return self._trees.read(inode.root, offset, size)
 
     def write(

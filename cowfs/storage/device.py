@@ -105,8 +105,6 @@ class _Cached(Protocol):
 
     def read_medium(self, offset: int, length: int) -> bytes: ...
 
-    def expect(self, offset: int, length: int) -> None: ...
-
 
 class FileDevice:
     """A regular file or a block device.
@@ -356,11 +354,6 @@ class FileDevice:
         with contextlib.suppress(OSError):
             os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
 
-    def expect(self, offset: int, length: int) -> None:
-        """Has the system begin to fetch these bytes into its cache, since they will be read soon. Only a wish."""
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
-
     def room(self) -> int | None:
         """Bytes that the filesystem below still has for the file; None for a block device. Raises DeviceError."""
         if self._block_device:
@@ -428,12 +421,6 @@ class FileDevice:
 def read_medium(device: Device, offset: int, length: int) -> bytes:
     """As `Device.read`, past the caches of the system as far as they can be passed. Raises DeviceError."""
     return device.read_medium(offset, length) if isinstance(device, _Cached) else device.read(offset, length)
-
-
-def expect(device: Device, offset: int, length: int) -> None:
-    """Says that these bytes will be read soon, to a device that can begin to fetch them. Raises DeviceError, Corrupt."""
-    if isinstance(device, _Cached):
-        device.expect(offset, length)
 
 
 def data_runs(device: Device) -> Iterator[tuple[int, int]]:

@@ -24,7 +24,7 @@ from cowfs.errors import Corrupt, DeviceError
 from cowfs.ondisk import format as f
 from cowfs.ondisk.geometry import Geometry
 from cowfs.ondisk.records import Buffer
-from cowfs.storage.device import Device, expect, read_medium
+from cowfs.storage.device import Device, read_medium
 
 BaseKey = tuple[bytes, int, tuple[int, ...]]
 """Which state of which volume: UUID, serial, checks of both slots."""
@@ -123,15 +123,6 @@ class LayeredDevice:
     def read_medium(self, offset: int, length: int) -> bytes:
         """As `read`, past the caches of the system."""
         return self._read(offset, length, read_medium)
-
-    def expect(self, offset: int, length: int) -> None:
-        """Says so to the layers that the bytes lie in. Raises DeviceError, Corrupt: of a bitmap that says which these are."""
-
-        def said(device: Device, at: int, count: int) -> bytes:
-            expect(device, at, count)
-            return b""
-
-        self._read(offset, length, said)
 
     def _read(self, offset: int, length: int, read: Callable[[Device, int, int], bytes]) -> bytes:
         start, end = max(offset, self._start), min(offset + length, self._end)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 
 from cowfs.errors import Busy, DeviceError, Exists, InvalidArgument, NotSupported, ReadOnly
 from cowfs.ondisk.records import Buffer
-from cowfs.storage.device import Device, FileDevice, MemoryDevice, expect
+from cowfs.storage.device import Device, FileDevice, MemoryDevice
 
 SIZE = 1 << 20
 LOCKER = """
@@ -412,13 +411,3 @@ def test_a_file_is_removed_only_while_its_name_is_its_own(tmp_path: Path) -> Non
     device.unlink()
     device.close()
     assert not path.exists()
-
-
-def test_what_is_expected_is_only_a_wish(tmp_path: Path) -> None:
-    with contextlib.closing(FileDevice.create(tmp_path / "image", 1 << 20)) as device:
-        device.write(4096, [b"x" * 4096])
-        expect(device, 0, 8192)
-        expect(device, 1 << 30, 4096)
-        assert device.read(4096, 4096) == b"x" * 4096
-    expect(device, 0, 4096)
-    expect(MemoryDevice(4096), 0, 4096)
