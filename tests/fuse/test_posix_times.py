@@ -37,16 +37,18 @@ def utimens(path: Path, atime: tuple[int, int], mtime: tuple[int, int]) -> int:
 def touched(watched: dict[str, Path], call: Callable[[], object]) -> set[str]:
     """Which times a call moves: 'f.m' is the mtime of what is called f, 'f.c' its ctime.
 
-    All mtimes are set to the past before; a ctime of before is waited out, since the clock of files is coarse.
+    All mtimes are set to the past before; a ctime of before is waited out, since the clock of files is coarse. It is asked for
+    by making a file, which the daemon stamps: the kernel stamps what it changes up to a tick ahead of that clock, once a
+    filesystem with finer times has stamped something (Linux 6.13, multigrain timestamps).
     """
     for path in watched.values():
         os.utime(path, ns=(OLD, OLD), follow_symlinks=False)
     before = {name: path.lstat() for name, path in watched.items()}
     probe = next(iter(watched.values())).parent / "probe-of-the-clock"
     while True:  # until the clock has moved
+        probe.unlink(missing_ok=True)
         probe.touch()
-        os.utime(probe)
-        if probe.stat().st_mtime_ns > max(found.st_ctime_ns for found in before.values()):
+        if probe.stat().st_ctime_ns > max(found.st_ctime_ns for found in before.values()):
             break
     call()
     result = set()
