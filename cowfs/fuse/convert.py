@@ -46,27 +46,22 @@ def damaged(node: int) -> pyfuse3.EntryAttributes:
 
 def entry(attributes: Attributes, node: int) -> pyfuse3.EntryAttributes:
     """Attributes of a node as the kernel gets them."""
-    result = pyfuse3.EntryAttributes()
-    fill(result, attributes, node)
-    return result
-
-
-def fill(entry: pyfuse3.EntryAttributes, attributes: Attributes, node: int) -> None:
-    """Makes a new entry that of a node."""
     _, generation, mode, links, uid, gid, rdev, size, blocks, atime_ns, mtime_ns, ctime_ns, _, block_size = attributes
-    entry.st_ino = node
-    entry.generation = generation
-    entry.st_mode = mode
-    entry.st_nlink = links
-    entry.st_uid = uid
-    entry.st_gid = gid
-    entry.st_rdev = rdev
-    entry.st_size = size
-    entry.st_blksize = block_size
-    entry.st_blocks = blocks
-    entry.st_atime_ns = atime_ns
-    entry.st_mtime_ns = mtime_ns
-    entry.st_ctime_ns = ctime_ns
+    result = pyfuse3.EntryAttributes()
+    result.st_ino = node
+    result.generation = generation
+    result.st_mode = mode
+    result.st_nlink = links
+    result.st_uid = uid
+    result.st_gid = gid
+    result.st_rdev = rdev
+    result.st_size = size
+    result.st_blksize = block_size
+    result.st_blocks = blocks
+    result.st_atime_ns = atime_ns
+    result.st_mtime_ns = mtime_ns
+    result.st_ctime_ns = ctime_ns
+    return result
 
 
 def fill_common(entry: pyfuse3.EntryAttributes, common: Common) -> None:
